@@ -89,6 +89,30 @@ def test_only_services_are_forwarded(lab, proxy, servers, protocol, other_server
         assert lab["c"].run(["ping", "-c1", "-W1", getattr(lab[target], family)], check=False).returncode == 0
 
 
+def test_frames_of_a_bridge_are_dropped_where_br_netfilter_lets_them_pass_the_forward_hook(lab, proxy, family):
+    """Its guests are no services. The doctor's check others_forward reports it."""
+    call, network = {"ipv4": ("iptables", "192.0.2.{0}/24"), "ipv6": ("ip6tables", "2001:db8:77::{0}/64")}[family]
+    proxy.serve(proxy.service("tcp", family), strangers=frozenset({family}))
+    proxy.host.run(["ip", "link", "add", "guests", "up", "type", "bridge"])
+    try:
+        for number, name in enumerate("bc", 1):
+            ends = ["guest", "netns", lab.netns_of(name)]
+            proxy.host.run(["ip", "link", "add", f"{name}0", "up", "master", "guests", "type", "veth", "peer", *ends])
+            lab[name].run(["ip", "link", "set", "guest", "up"])
+            nodad = ["nodad"] if family == "ipv6" else []
+            lab[name].run(["ip", "address", "add", network.format(number), "dev", "guest", *nodad])
+        ping = ["ping", "-c2", "-i0.2", "-W1", network.format(2).partition("/")[0]]
+        for passes, status in (("0", 0), ("1", 1)):
+            proxy.host.sysctl(f"net.bridge.bridge-nf-call-{call}", passes)
+            assert lab["b"].run(ping, check=False).returncode == status
+    finally:
+        proxy.host.sysctl(f"net.bridge.bridge-nf-call-{call}", "0")
+        for name in "bc":
+            lab[name].run(["ip", "link", "del", "guest"])
+        proxy.host.run(["ip", "link", "del", "guests"])
+    assert proxy.dropped()[f"strangers_{family}"] >= 2
+
+
 @pytest.mark.parametrize("strangers", [True, False])
 def test_what_a_served_backend_may_begin(lab, proxy, family, strangers):
     """It could be any packet as the service's address: never a SYN; datagrams to clients' ports, within a bound."""

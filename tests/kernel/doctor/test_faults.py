@@ -141,6 +141,10 @@ FAULTS = {
         "ip link add d0 up type veth peer d1; ip link set d1 up; ip route add 198.18.1.10 dev d0; "
         + sysctl("net.ipv4.conf.eth0.rp_filter", "1"),
         f"ip link del d0; {sysctl('net.ipv4.conf.eth0.rp_filter', '0')}"),
+    "frames of a bridge pass the forward hook": Fault(
+        "a2", "others_forward", "so frames between the ports of guests pass the forward hook",
+        f"ip link add guests up type bridge; {sysctl('net.bridge.bridge-nf-call-iptables', '1')}",
+        f"ip link del guests; {sysctl('net.bridge.bridge-nf-call-iptables', '0')}"),
     "Docker begins to forward after the services": Fault(
         "a2", "others_forward", "is for packets that this host forwards for others, but these are dropped",
         table("nat hook postrouting priority 100", "ip saddr 172.17.0.0/16 oifname != docker0 masquerade"), NO_TABLE),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..facts.model import FORWARDING, TCP_LOOSE, Facts, KernelTarget, conf
+from ..facts.model import BRIDGED, FORWARDING, TCP_LOOSE, Facts, KernelTarget, conf
 from ..finding import Finding, fail, fail_or_warn, skip, warn
 from ..firewall.model import DNAT, SNAT, SYNPROXY, UNTRACK, Packet, Reached, Verdict
 from .packet_filters import ANY_PORT, CONNTRACK, NO_RULESET, no_ruleset
@@ -94,7 +94,16 @@ def _dropped(facts: Facts, target: KernelTarget, which: str, verdict: Verdict) -
 
 
 def others_forward(facts: Facts) -> Iterator[Finding]:
-    """Source NAT of a tool that forwards too (Docker, a VPN), on a host that did not forward before its services."""
+    """What others forward on a host that did not forward before its services: source NAT (Docker, a VPN), bridges."""
+    for name in (BRIDGED[family] for family in sorted(facts.only_services)):
+        if facts.bridges and facts.setting(name):
+            yield warn(
+                name,
+                f"{name} is 1, so frames between the ports of {', '.join(facts.bridges)} pass the forward hook, and "
+                "the nft table of kernel services drops them",
+                "guests of this host cannot reach each other or the network",
+                f"`sysctl -w {name}=0`, also in /etc/sysctl.d",
+            )
     if no_ruleset(facts):
         yield skip(NO_RULESET)
         return

@@ -25,7 +25,7 @@ from ...reconcile import engine, forwarding, placement, plan
 from ...reconcile.host import Host
 from . import forwarder, keeper, packet_filters, proc, route_lookups, systemd
 from .commands import output_of
-from .model import FORWARDING, TCP_LOOSE, Drift, Facts, conf
+from .model import BRIDGED, FORWARDING, TCP_LOOSE, Drift, Facts, conf
 from .relay_programs import REMEDIES
 from .unread import Reader, Unread
 
@@ -36,7 +36,7 @@ PER_LINK = {
     "ipv4": ("rp_filter", "src_valid_mark", "accept_redirects", "send_redirects", "arp_ignore", "forwarding"),
     "ipv6": ("accept_redirects",),
 }
-SETTINGS = (*FORWARDING.values(), TCP_LOOSE, "net.ipv4.ip_local_port_range")
+SETTINGS = (*FORWARDING.values(), *BRIDGED.values(), TCP_LOOSE, "net.ipv4.ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def gather(
     )
     facts = replace(facts, settings=read("the kernel's settings", _settings, sources.proc, facts.links))
     facts = replace(facts, only_services=read("the settings of before", _only_services, facts, sources.host))
+    facts = replace(facts, bridges=read("the bridges", _bridges, facts))
     facts = replace(facts, **_packet_filters(reader, sources, documents))
     facts = _with_kernel(reader, facts, sources.host)
     facts = replace(facts, backends=read("the backends", route_lookups.backends, facts))
@@ -116,6 +117,11 @@ def _settings(proc_directory: str, names: Iterable[str]) -> dict[str, str]:
 
 def _only_services(facts: Facts, host: Host) -> frozenset[str]:
     return frozenset().union(*(forwarding.strangers(document, host.sysctls) for document in facts.kernel_datapath))
+
+
+def _bridges(facts: Facts) -> tuple[str, ...]:
+    passed = facts.only_services and any(facts.setting(name) for name in BRIDGED.values())
+    return tuple(filter(route_lookups.is_bridge, facts.links)) if passed else ()
 
 
 def _with_kernel(reader: Reader, facts: Facts, host: Host) -> Facts:

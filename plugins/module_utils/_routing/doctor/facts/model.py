@@ -22,6 +22,8 @@ from ..rule_matching import Reply
 
 # By family: the setting that lets the kernel forward packets.
 FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+# Whether the frames of bridges pass the packet filters for IP (br_netfilter).
+BRIDGED = {"ipv4": "net.bridge.bridge-nf-call-iptables", "ipv6": "net.bridge.bridge-nf-call-ip6tables"}
 # Whether conntrack accepts a connection whose beginning it has not seen.
 TCP_LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
 
@@ -262,6 +264,8 @@ class Facts:
     translated: Mapping[str, str] = field(default_factory=dict)
     # Families in which this host forwards only its kernel services, because it did not forward before them.
     only_services: frozenset[str] = frozenset()
+    # The bridges, where br_netfilter passes their frames to packet filters for IP.
+    bridges: tuple[str, ...] = ()
     # Whether our own rules restore the mark of forwarded packets.
     restores_forwarded: bool = False
     sockets: tuple[Socket, ...] = ()

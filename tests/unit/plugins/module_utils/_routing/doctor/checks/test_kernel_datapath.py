@@ -71,6 +71,11 @@ STATUS = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dna
 ESTABLISHED = "FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
 ACCEPTED = (f"FORWARD -d {B} -p tcp --dport 8080 -j ACCEPT", f"FORWARD -s {B} -p tcp --sport 8080 -j ACCEPT")
 DOCKER = "POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
+BRIDGED = kernel(
+    bridges=("br0",),
+    only_services=frozenset({"ipv4", "ipv6"}),
+    settings={**KERNEL.settings, model.BRIDGED["ipv4"]: "1"},
+)
 PROBLEMS = [
     (kernel(drift=(Drift("kernel_datapath", (Change("services", "restore", (SERVICE,), (SERVICE,)),)),)),
      "fail kernel_services", "restore the nft table of services"),
@@ -97,6 +102,7 @@ PROBLEMS = [
      "rewrites the source address of what the kernel forwards to 198.18.0.21"),
     (filtered(DOCKER, table="nat", only_services=frozenset({"ipv4"})), "warn others_forward",
      "`sysctl -w net.ipv4.ip_forward=1`"),
+    (BRIDGED, "warn others_forward", "net.bridge.bridge-nf-call-iptables is 1, so frames between the ports of br0"),
     (setting(kernel(kernel_targets=REFUSED), conf__eth0__rp_filter="1"), "fail rp_filter",
      "Clients' packets to 198.18.0.100 arrive there"),
     (kernel(conntrack=Conntrack(950, 1000)), "fail conntrack", "the kernel forwards no connection without an entry"),
@@ -110,6 +116,7 @@ FINE = [
     ("forward_filter", filtered("FORWARD -i docker0 -j DROP")),
     ("virtual_address", filtered("PREROUTING -p tcp --dport 81 -j REDIRECT", table="nat")),
     *[(check, filtered(DOCKER, table="nat")) for check in ("source_nat", "others_forward")],
+    ("others_forward", replace(BRIDGED, only_services=frozenset({"ipv6"}))),
     ("others_forward", filtered(DOCKER, table="nat", only_services=frozenset({"ipv6"}))),
     ("rp_filter", kernel(kernel_targets=REFUSED)),
     ("conntrack", proxy(conntrack=Conntrack(950, 1000), **GIVEN)),
