@@ -25,7 +25,7 @@ from tests.walk.fleet import ECHO, HTTP, STREAM, WEB
 
 PROXIES, BACKENDS = ("a", "a2", "a3"), ("b", "c")
 HOSTS = ("client", "router", *PROXIES, *BACKENDS)
-KERNEL = 7002
+KERNEL, KERNEL_ECHO = 7002, (9002, 9003)
 #: The addresses of each first tier.
 ADDRESSES = {"vrrp": ("198.18.0.100", "2001:db8::100"), "bgp": ("198.18.9.1", "2001:db8:9::1")}
 EVERY = 0.05  # seconds between two attempts at an address
@@ -35,14 +35,15 @@ READY = 60 * FACTOR
 
 def inventory(proxies: Sequence[str], backends: Sequence[str]) -> dict:
     """The inventory, as users write it."""
-    echo = [{"host": name, "port": ECHO} for name in backends]
-    web = [{"host": name, "port": HTTP} for name in backends]
-    kernel = [f"[{one}]:{KERNEL}" if ":" in one else f"{one}:{KERNEL}" for pair in ADDRESSES.values() for one in pair]
+    web, echo, *own = ([{"host": name, "port": port} for name in backends] for port in (HTTP, ECHO, *KERNEL_ECHO))
     services = [
         {"name": "web", "listen": [f"0.0.0.0:{WEB}", f"[::]:{WEB}"], "backends": web},
         {"name": "stream", "listen": [f"0.0.0.0:{STREAM}", f"[::]:{STREAM}"], "backends": echo},
-        {"name": "kernel", "datapath": "kernel", "listen": kernel, "backends": echo},
     ]
+    # A kernel service has one address of each family.
+    for (tier, (ipv4, ipv6)), mine in zip(ADDRESSES.items(), own):
+        listen = [f"{ipv4}:{KERNEL}", f"[{ipv6}]:{KERNEL}"]
+        services.append({"name": f"kernel-{tier}", "datapath": "kernel", "listen": listen, "backends": mine})
     router = topology.load().hosts["router"].on("inside")
     peers = [{"address": address, "asn": ASN, "bfd": True} for address in (router.ipv4, router.ipv6)]
     variables = {
@@ -77,7 +78,8 @@ class Fleet(walk.Fleet):
 
     def deploy(self) -> None:
         """Start backends and router, run ``site``, and wait until both first tiers serve."""
-        self.serve(*BACKENDS)
+        for port in (ECHO, *KERNEL_ECHO):
+            self.serve(*BACKENDS, port=port)
         self.router.start()
         self.play(str(walk.WEB_SERVERS))
         self.play("site")

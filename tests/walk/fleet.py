@@ -162,15 +162,15 @@ class Fleet:
 
     # --- the load ---
 
-    def serve(self, *names: str) -> None:
-        """Start the servers of backends."""
+    def serve(self, *names: str, port: int = ECHO) -> None:
+        """Start servers of sessions on backends."""
         for name in names:
             host = self.lab[name]
             addresses = [host.ipv4, host.ipv6, *(one for pair in further_addresses(name).values() for one in pair)]
             host.run(["tee", "/root/ends.py"], input=Path(ends.__file__).read_text(encoding="utf-8"))
             self.sh(
                 name,
-                f"systemd-run --quiet --unit=ends python3 /root/ends.py server {name} {ECHO} {' '.join(addresses)}",
+                f"systemd-run --unit=ends-{port} python3 /root/ends.py server {name} {port} {' '.join(addresses)}",
             )
 
     def start_load(self, rate: float = RATE) -> None:
