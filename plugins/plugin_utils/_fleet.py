@@ -39,7 +39,7 @@ class Fleet:
     :param services: ``l4proxy_services`` as the user wrote it, or None.
     :param view: ``host`` (the name it is seen from), ``proxies``, ``backends`` and ``inventory`` (names), ``known``
         (documents of an earlier run on that host: ``return_path``, ``local_delivery``, ``kernel_datapath``,
-        ``forwarder``), ``settings`` (lines ``/proc/sys/NAME:VALUE`` of that host).
+        ``forwarder``, ``virtual_ip``), ``settings`` (lines ``/proc/sys/NAME:VALUE`` of that host).
     :param hostvars: variables of every host, by name; ``__l4proxy_fleet`` is the view from that host, if it is in the
         run, else ``__l4proxy_known`` has documents of an earlier run there. A host in ``removed`` of the view counts as
         if the inventory did not have it, whatever the services say.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -110,8 +111,8 @@ def _entry(fleet: Fleet, path: str, entry: Mapping[str, Any]) -> VirtualIp:
         addresses=addresses,
         proxies=tuple(name for name in entry["proxies"] if name not in fleet.removed),
         interface=entry.get("interface"),
-        # 0 is no vrid.
-        vrid=entry.get("vrid") or addresses[0].packed[-1] or 255,
+        # From the name, so that it stays when addresses change: a change of the vrid moves all of them.
+        vrid=entry.get("vrid") or 1 + zlib.crc32(entry["name"].encode()) % 255,
         advert=float(entry.get("advert", ADVERT)),
         preempt=entry.get("preempt", False),
     )
