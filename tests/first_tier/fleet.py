@@ -48,7 +48,9 @@ def inventory(proxies: Sequence[str], backends: Sequence[str]) -> dict:
     peers = [{"address": address, "asn": ASN, "bfd": True} for address in (router.ipv4, router.ipv6)]
     variables = {
         "l4proxy_services": services,
-        "l4proxy_virtual_ips": [{"name": "web", "addresses": list(ADDRESSES["vrrp"]), "proxies": list(proxies)}],
+        "l4proxy_virtual_ips": [
+            {"name": "web", "addresses": list(ADDRESSES["vrrp"]), "proxies": list(proxies), "vrid": 100}
+        ],
         "l4proxy_announce": {"asn": PROXIES_ASN, "peers": peers, "addresses": list(ADDRESSES["bgp"])},
     }
     groups = {"proxies": proxies, "backends": backends}
