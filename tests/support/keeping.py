@@ -24,15 +24,16 @@ PROGRAM = """
 import logging, sys
 from l4proxy._routing.host import backend_states, runner, sysctl
 from l4proxy._routing.reconcile.host import Host
-from l4proxy._routing.keeper import command, kernel_services
+from l4proxy._routing.keeper import announcer, command, kernel_services
 kernel_services.PUBLISH, kernel_services.SAY = 0.5, 0.05  # seconds; so tests need not wait so long
+announcer.HOLD, announcer.GRACE = 1.0, 1.5
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-directory, memory, lock, states, iptables = sys.argv[1:]
+directory, memory, lock, states, iptables, admin = sys.argv[1:]
 states = backend_states.Reader(states)
 def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
     name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
     return runner.run([name, *argv[1:]], stdin)
-host = Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock, backend_states=states)
+host = Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock, backend_states=states, admin_socket=admin)
 raise SystemExit(command.run(directory, host=host))
 """
 # As the systemd unit sets it.
@@ -49,6 +50,7 @@ class Running:
         for path in (self.documents, self.runtime, self.memory):
             path.mkdir(exist_ok=True)
         self.states = directory / "forwarder" / "backends.json"  # its directory is made with the first states
+        self.admin_socket = directory / "forwarder" / "admin.sock"
         self._lab, self.process = lab, None
 
     def store(self, data: dict) -> None:
@@ -58,7 +60,8 @@ class Running:
     def start(self) -> None:
         (self.runtime / "state.json").unlink(missing_ok=True)
         files = [self._lab.engine.directory / f"{self.host.name}{suffix}" for suffix in ("-sysctl.json", ".lock")]
-        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files), str(self.states), self._iptables]
+        files += [self.states, self._iptables, self.admin_socket]
+        argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files)]
         directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
         self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
         eventually(lambda: self.state)

@@ -39,19 +39,17 @@ def config(peers: dict[str, list[str]]) -> str:
     return "\n".join([*lines, "exit", ""])
 
 
-class Router:
-    """FRR's daemons in the router's namespace, with files of their own. Hashes ports too, as routers do."""
+class Frr:
+    """FRR's daemons with this frr.conf in the namespace of a host, with files of their own."""
 
-    def __init__(self, lab, proxies: list[str]):
-        self.host, self.directory = lab["router"], Path(tempfile.mkdtemp(prefix="first-tier-router-"))
-        self.peers = {family: [getattr(lab[name], family) for name in proxies] for family in ("ipv4", "ipv6")}
+    def __init__(self, host, text: str):
+        self.host, self.text = host, text
+        self.directory = Path(tempfile.mkdtemp(prefix=f"first-tier-{host.name}-"))
         self._processes: list = []
 
     def start(self) -> None:
-        self.host.sysctl("net.ipv4.fib_multipath_hash_policy", "1")
-        self.host.sysctl("net.ipv6.fib_multipath_hash_policy", "1")
         path = self.directory / "frr.conf"
-        path.write_text(config(self.peers), encoding="ascii")
+        path.write_text(self.text, encoding="ascii")
         (self.directory / "empty").touch()
         shutil.chown(self.directory, "frr", "frr")  # the account of the daemons
         own = ["-f", str(self.directory / "empty"), "--vty_socket", str(self.directory), "--log", "stdout"]
@@ -72,6 +70,19 @@ class Router:
     def ask(self, command: str) -> str:
         """The output of a command of FRR's shell."""
         return self.host.run(["vtysh", "--vty_socket", str(self.directory), "-c", command]).stdout
+
+
+class Router(Frr):
+    """The router of the lab, with a session to each of these proxies. Hashes ports too, as routers do."""
+
+    def __init__(self, lab, proxies: list[str]):
+        self.peers = {family: [getattr(lab[name], family) for name in proxies] for family in ("ipv4", "ipv6")}
+        super().__init__(lab["router"], config(self.peers))
+
+    def start(self) -> None:
+        self.host.sysctl("net.ipv4.fib_multipath_hash_policy", "1")
+        self.host.sysctl("net.ipv6.fib_multipath_hash_policy", "1")
+        super().start()
 
     def next_hops(self, address: str) -> set[str]:
         """The next hops of the kernel's route to a virtual address."""
