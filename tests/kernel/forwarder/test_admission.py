@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.tcp import proxy_protocol
 
-from tests.support import processes, tcp
+from tests.support import tcp
 from tests.support.forwarding import Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
@@ -297,26 +297,6 @@ def test_each_port_of_a_range_leads_to_its_backend_port(lab, forwarder, new_line
     assert line["listener"] == f"{'[::]' if family == 'ipv6' else '0.0.0.0'}:{RANGE + offset}"
     with tcp.refusing(lab, "b", 9000 + offset):
         assert ended_by_reset(lab, RANGE + offset, address=address)
-
-
-@pytest.mark.ipv4_only
-def test_a_flood_of_connects_and_resets_costs_no_memory_and_others_are_served(lab, forwarder):
-    worker = forwarder.workers()[0]
-    before, descriptors = processes.resident(worker), len(os.listdir(f"/proc/{worker}/fd"))
-    sessions = len(forwarder.log("connection"))
-    count = 2000
-    for number in range(count):
-        sock = tcp.connect(lab, lab["a"].ipv4, RANGE)
-        if number % 2:
-            sock.sendall(b"x")
-        tcp.reset(sock)
-        if number % 500 == 0:
-            with tcp.connect(lab, lab["a"].ipv4, RANGE + 1) as other:
-                assert tcp.receive_all(other)
-    eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors + 2, "every session is over")
-    forwarder.connections(sessions + count)
-    assert processes.resident(worker) - before < 2 << 20
-    assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
 def test_connections_in_an_old_generation_count_for_all_limits_of_new_ones(lab, listener, family):

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 import zipapp
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from tests.lab import netns, wiring
 from tests.support import tcp
 from tests.support.forwarding import Forwarder, build_archive, make_config, make_service, web_and_raw
-from tests.support.waiting import eventually, in_threads
+from tests.support.waiting import eventually
 
 WEB, RAW = 8000, 7000
 FILES = ["admin.sock", "forwarder.json", "forwarder.lock"]
@@ -34,37 +33,6 @@ def document(lab, *more, **options):
 def forwarder(lab, servers):
     with Forwarder(lab, document(lab)) as forwarder:
         yield forwarder
-
-
-@pytest.mark.ipv4_only
-def test_reloads_under_load_lose_no_connection(lab, forwarder, listener):
-    """Five reloads during requests in four threads and an open connection: nothing is refused or reset."""
-    held_client, held_server = tcp.pair(lab, listener, RAW)
-    stop, done = threading.Event(), []
-
-    def ask(_index):
-        while not stop.is_set():
-            done.append(tcp.get(lab, lab["a"].ipv4, WEB))
-
-    load = threading.Thread(target=lambda: done.append(in_threads(ask, 4)))
-    load.start()
-    for _round in range(5):
-        before = len(done)
-        result = forwarder.reload()
-        assert result.returncode == 0, result.stderr
-        eventually(lambda before=before: len(done) > before + 50, "requests go on")
-    stop.set()
-    load.join()
-    assert done.pop() == [None] * 4, "a thread ended by an error"
-    assert len(done) >= 250
-    assert set(done) == {b"b\n", b"c\n", b"d\n"}
-    with held_client, held_server:
-        held_client.sendall(b"still here")
-        assert held_server.recv(100) == b"still here"
-    assert forwarder.runtime()["generation"] == 6
-    assert forwarder.runtime()["pid"] == forwarder.process.pid
-    eventually(lambda: len(forwarder.workers()) == 1, "old workers have ended", forwarder.show)
-    assert {line["ended"] for line in forwarder.log("connection")} == {"closed"}
 
 
 @pytest.mark.ipv4_only

@@ -13,11 +13,11 @@ import pytest
 
 from tests.support import udp
 from tests.support.addresses import FAMILIES
-from tests.support.forwarding import BACKENDS, PROXY_ID, TABLE, Forwarder, make_config, make_service
+from tests.support.forwarding import PROXY_ID, TABLE, Forwarder, make_config, make_service
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("udp_servers")
-ALL, ONE, KEEP, SHORT, FEW, FOREIGN, SPECIFIC, DENIED = range(5300, 5308)
+ONE, SHORT, FEW, FOREIGN, SPECIFIC = range(5300, 5305)
 BACKEND = 9000
 SLICE = range(40000, 40100)
 SECOND = {"ipv4": "198.18.0.111", "ipv6": "2001:db8::111"}  # another address of a
@@ -42,12 +42,9 @@ def document(lab):
     specific = udp_service(lab, "specific", SPECIFIC)
     specific["listen"] = [{"address": getattr(lab["a"], family), "port": SPECIFIC} for family in FAMILIES]
     return make_config(
-        udp_service(lab, "all", ALL, BACKENDS),
         udp_service(lab, "one", ONE),
-        udp_service(lab, "keep", KEEP, source_port="keep"),
         udp_service(lab, "short", SHORT, idle_timeout=1),
         udp_service(lab, "few", FEW, limits={"connections": 3, "connections_per_client": 2}, idle_timeout=2),
-        udp_service(lab, "denied", DENIED, deny=[f"{lab['client'].ipv4}/32", f"{lab['client'].ipv6}/128"]),
         foreign,
         specific,
         source_ports={"first": SLICE[0], "last": SLICE[-1]},
@@ -100,23 +97,6 @@ def test_datagrams_of_every_size_pass_intact(lab, forwarder, udp_servers, family
     assert any(size in sizes for sizes in udp_servers["b"].seen.values())
 
 
-def test_backends_take_turns_by_session(lab, forwarder, family):
-    to, names = target(lab, family, ALL), []
-    for _session in range(6):
-        with udp.client(lab, to[0]) as sock:
-            first = udp.who(sock, to)
-            assert udp.who(sock, to) == first
-            names.append(first[0])
-    assert {name: names.count(name) for name in BACKENDS} == dict.fromkeys(BACKENDS, 2)
-
-
-def test_source_port_keep_keeps_the_clients_port(lab, forwarder, family):
-    to = target(lab, family, KEEP)
-    with udp.client(lab, to[0]) as sock:
-        port = sock.getsockname()[1]
-        assert udp.who(sock, to) == ("b", getattr(lab["client"], family), port)
-
-
 def test_source_fallback_own_serves_ipv6_clients_of_ipv4_backends(lab, forwarder):
     with udp.client(lab, lab["a"].ipv6) as sock:
         assert udp.who(sock, target(lab, "ipv6", FOREIGN))[:2] == ("b", lab["a"].ipv4)
@@ -161,14 +141,6 @@ def test_limits_of_sessions_per_client_and_per_service(lab, forwarder, family):
         assert reasons == {"connection limit of the client", "connection limit of the service"}
         assert (few()["sessions"], few()["refused_limited"] - before) == (3, 2)
         udp.who(last, to)  # repeats until another session has timed out
-
-
-def test_denied_clients_are_not_answered(lab, forwarder, family):
-    to = target(lab, family, DENIED)
-    with udp.client(lab, to[0]) as sock:
-        assert udp.silent(sock, udp.QUESTION, to)
-    with udp.client(lab, to[0], host="router") as sock:
-        assert udp.who(sock, to)[0] == "b"
 
 
 def test_only_datagrams_of_the_backend_are_forwarded(lab, forwarder, family):

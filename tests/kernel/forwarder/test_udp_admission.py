@@ -196,6 +196,17 @@ def test_datagrams_dropped_by_the_kernel_are_counted_and_the_session_stays(lab, 
     assert not forwarder.log("defect"), forwarder.log("defect")[0]
 
 
+def flood(lab, to, port=0):
+    """Send a datagram from each of 200 addresses and one port, ``port`` or any."""
+    family = "ipv6" if ":" in to[0] else "ipv4"
+    with udp.client(lab, to[0], port) as attacker:
+        if family == "ipv6":  # else the kernel allows addresses of interfaces only
+            attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
+        for number in range(1, 201):
+            source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
+            attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
+
+
 def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions(lab, udp_servers, family):
     """20,000 datagrams from 200 addresses and 100 ports, for a service with a limit of 1,000 sessions."""
     most, count, to = 1000, 20_000, (getattr(lab["a"], family), FLOOD)
@@ -204,12 +215,7 @@ def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions
         udp.who(sock, to)
         before = {pid: processes.resident(pid) for pid in forwarder.workers()}
         for _round in range(count // 200):
-            with udp.client(lab, to[0]) as attacker:
-                if family == "ipv6":  # else the kernel allows addresses of interfaces only
-                    attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
-                for number in range(1, 201):
-                    source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
-                    attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
+            flood(lab, to)
         assert udp.exchange(sock, b"still here", to)[0] == b"still here"
         (service,) = forwarder.status()["services"]
         assert service["sessions"] in (most, most + 1), "another worker may have admitted one in the same instant"
@@ -220,17 +226,6 @@ def test_a_flood_of_new_clients_costs_bounded_memory_and_keeps_existing_sessions
             if processes.resident(pid) - size > 4 << 20
         } == {}
         assert len(forwarder.log("datagram refused")) <= 2 * 3, "one line in ten seconds and worker"
-
-
-def flood(lab, to, port):
-    """Send a datagram from each of 200 addresses and one port, ``port`` or any."""
-    family = "ipv6" if ":" in to[0] else "ipv4"
-    with udp.client(lab, to[0], port) as attacker:
-        if family == "ipv6":  # else the kernel allows addresses of interfaces only
-            attacker.setsockopt(socket.IPPROTO_IPV6, sockets.IPV6_TRANSPARENT, 1)
-        for number in range(1, 201):
-            source = socket.inet_pton(family_of(to[0]), CLIENTS[family].format(number))
-            attacker.sendmsg([b"x"], ancillary.leaving_from(source), 0, to)
 
 
 def counters(forwarder):

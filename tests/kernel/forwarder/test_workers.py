@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 
 from tests.support import tcp
-from tests.support.forwarding import Forwarder, make_config, make_service, web_and_raw
+from tests.support.forwarding import Forwarder, make_config, web_and_raw
 from tests.support.waiting import eventually, in_threads
 
 WEB, RAW = 8000, 7000
@@ -80,13 +80,6 @@ def test_a_hanging_worker_is_replaced_and_waiting_clients_are_served(lab, forwar
     assert hangs["reason"].endswith("it is stopped (by a signal or a debugger)")
     eventually(lambda: by_slot(forwarder)[0]["state"] == "serving", "it is replaced", forwarder.show)
     assert forwarder.status()["restarts"] == 1
-
-
-@pytest.mark.ipv4_only
-def test_status_shows_a_hanging_worker(lab, forwarder):
-    victim = by_slot(forwarder)[0]["pid"]
-    os.kill(victim, signal.SIGSTOP)
-    eventually(lambda: by_slot(forwarder)[0]["state"] != "serving", "it is no longer said to serve", forwarder.show)
 
 
 @pytest.mark.ipv4_only
@@ -167,6 +160,7 @@ def test_reloads_with_more_and_fewer_workers_lose_no_connection(lab, forwarder, 
     load.join()
     assert results == [[None] * 4], "a thread ended by an error"
     assert set(done) == {b"b\n", b"c\n", b"d\n"}
+    assert (forwarder.runtime()["generation"], forwarder.runtime()["pid"]) == (6, forwarder.process.pid)
     for client, server in held:
         with client, server:
             tcp.assert_open(client, server)
@@ -208,33 +202,3 @@ def test_counters_and_overrides_survive_reloads(lab, forwarder):
     answers = Counter(tcp.get(lab, lab["a"].ipv4, WEB) for _connection in range(40))
     assert set(answers) == {b"b\n", b"d\n"}
     assert answers[b"b\n"] == pytest.approx(30, abs=2)
-
-
-@pytest.mark.ipv4_only
-def test_connections_of_old_generations_count_towards_limits(lab, servers, listener):
-    raw = make_service(lab, "raw", RAW, 9000, backends=["b"])
-    raw["backends"][0]["max_connections"] = 1
-    with Forwarder(lab, make_config(raw, workers=2)) as forwarder:
-        client, server = tcp.pair(lab, listener, RAW)
-        assert forwarder.reload().returncode == 0
-        (backend,) = forwarder.status()["services"][0]["backends"]
-        assert backend["active"] == 1
-        with pytest.raises(ConnectionResetError), tcp.connect(lab, lab["a"].ipv4, RAW) as other:
-            other.recv(1)
-        assert forwarder.connections(1)[-1]["ended"] == "every backend is at its limit"
-        for end in (client, server):
-            end.close()
-        eventually(lambda: len(forwarder.workers()) == 2, "the old workers have ended", forwarder.show)
-        eventually(lambda: forwarder.status()["services"][0]["backends"][0]["active"] == 0, "it is free again")
-        eventually(lambda: greeted(lab, listener), "the next client is served", forwarder.show)
-
-
-def greeted(lab, listener):
-    """Whether a connection reaches the backend; a refused one gets RST, maybe before connect() returns."""
-    listener.settimeout(0.2)
-    try:
-        with tcp.connect(lab, lab["a"].ipv4, RAW) as client, tcp.accept(listener) as server:
-            server.sendall(b"hello")
-            return client.recv(5) == b"hello"
-    except (TimeoutError, ConnectionResetError):
-        return False

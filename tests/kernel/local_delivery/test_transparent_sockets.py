@@ -14,7 +14,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing import err
 
 from tests.support.addresses import AF, FAMILIES, address_of
 from tests.support.marking import VARIANTS, marked, outcomes
-from tests.support.routing import PORT, TRANSPARENT, handshake, local_delivery, return_path
+from tests.support.routing import PORT, TRANSPARENT, handshake, return_path
 from tests.support.waiting import PATIENCE
 
 HOSTS = ["client", "router", "a", "b"]
@@ -114,32 +114,6 @@ def test_iptables_needs_nowildcard_for_wildcard_sockets(lab, variant, family):
         a.run(f"{command} -t mangle {rule.replace(' --nowildcard', '')}")
         assert handshake(a.host, SOURCES[family], address_of(lab["b"], family)) == "established"
         assert not wildcard_exchange(lab, family, 0.3)
-
-
-def through_a(lab) -> str:
-    """The outcome of b's own connection to the client, with a as its router."""
-    a, b, client = lab["a"], lab["b"], lab["client"].ipv4
-    a.sysctl("net.ipv4.ip_forward", "1")
-    b.run(["ip", "route", "add", client, "via", a.ipv4])
-    try:
-        return handshake(b, b.ipv4, client)
-    finally:
-        b.run(["ip", "route", "del", client, "via", a.ipv4])
-        a.sysctl("net.ipv4.ip_forward", "0")
-
-
-def test_with_socket_mark_the_proxy_still_routes_for_its_backends(lab, a):
-    a.apply(socket_mark())
-    assert through_a(lab) == "established"
-    assert handshake(a.host, SOURCES["ipv4"], lab["b"].ipv4) == "established"
-
-
-def test_rules_from_the_backends_swallow_routed_packets(lab):
-    lab.engine.apply(lab["a"], local_delivery(lab["b"]))
-    try:
-        assert through_a(lab) != "established"
-    finally:
-        lab.engine.remove(lab["a"], "local_delivery")
 
 
 def test_src_valid_mark_breaks_socket_mark_and_is_refused(lab, a):

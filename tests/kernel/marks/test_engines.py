@@ -279,21 +279,6 @@ def test_marks_in_two_engines_are_not_sound(lab, clean):
     assert clean.variant.save(clean.host) == []
 
 
-MISSING = [
-    (("nft", "iptables"), "auto", "marks need the command nft: install the package nftables"),
-    (("nft",), "nftables", "marks need the command nft: install the package nftables"),
-    (("iptables",), "iptables", "marks in iptables need the command iptables-save: install the package iptables"),
-]
-
-
-@pytest.mark.parametrize(("missing", "wanted", "sentence"), MISSING)
-def test_a_missing_engine_is_reported_before_any_change(lab, clean, missing, wanted, sentence):
-    before = clean.listing()
-    with pytest.raises(errors.MissingPackage, match=sentence):
-        use(lab, without(*missing), data={"mark_engine": wanted})
-    assert clean.listing() == before
-
-
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
 def test_a_failure_in_one_family_keeps_the_other_unchanged(lab, whole, variant):
     def refuse(argv, stdin=None):

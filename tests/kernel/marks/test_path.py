@@ -288,14 +288,3 @@ def test_a_reply_whose_mark_was_cleared_is_dropped(lab, b):
         assert leaks_from_the_client(lab) == [True, True]
     finally:
         b.run("nft delete table inet thief")
-
-
-@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
-def test_iptables_drops_replies_that_leave_by_another_interface(lab, variant):
-    """The engine finds the interface that leads to the proxy; replies may leave by no other."""
-    with marked(lab, "b", variant) as b:
-        b.apply(return_path(lab["a"], mac=True))
-        assert {mark.oif for mark in b.read().marks} == {"eth0"}
-        for command in ("iptables", "ip6tables"):
-            (guard,) = [line for line in variant.save(b.host, command) if "! -o eth0" in line]
-            assert guard.endswith("-j DROP")

@@ -90,17 +90,6 @@ def test_marks_by_interface_stay_while_the_tunnel_is_down(lab):
         assert handshakes(lab) == ["established"] * 2
 
 
-def test_several_proxies_behind_one_tunnel_are_refused(lab):
-    with marked(lab, "b", NFT) as b:
-        before = b.listing()
-        with pytest.raises(
-            Refused, match=r"proxies a and a2 are both behind wg0, which has no MAC addresses"
-        ) as refusal:
-            b.apply(document(A, End("a2", "10.8.0.3", "fd00:8::3")))
-        assert "return_path_strategy: address" in str(refusal.value)
-        assert b.listing() == before
-
-
 def test_an_interface_without_arp_needs_a_declared_mac(lab):
     a, host = lab["a"], lab["b"]
     host.run(["ip", "link", "set", host.dev, "arp", "off"])

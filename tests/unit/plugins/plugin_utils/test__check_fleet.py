@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._check_fleet import check_fleet
 
-from .fleet_data import WEB, errors, facts, fleet, hostvars
+from .fleet_data import BOTH, WEB, errors, facts, fleet, hostvars
 
 
 def test_the_check_of_a_fleet_finds_every_fault_of_every_host():
@@ -17,3 +17,10 @@ def test_the_check_of_a_fleet_finds_every_fault_of_every_host():
     found = errors(check_fleet, views)
     assert len(found) == len(set(found))
     assert any("shares no subnet with backend c" in one for one in found)
+
+
+def test_two_proxies_with_the_same_id_are_refused_also_without_a_backend_in_the_run():
+    variables = hostvars(a={"l4proxy_id": 7}, a2={"l4proxy_id": 7})
+    views = [(fleet(name, [WEB], variables, **BOTH), {"forwarder": {}}) for name in ("a", "a2")]
+    (found,) = errors(check_fleet, views)
+    assert found.startswith("proxies a and a2 have the same id, 7")

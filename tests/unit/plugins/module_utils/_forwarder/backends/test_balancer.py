@@ -27,13 +27,6 @@ from .some_backends import CLIENT, OTHER, Some
 UNCHECKED = {"health": HealthCheck(enabled=False)}
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
-def test_a_full_round_gives_each_backend_exactly_its_weight(weights):
-    some = Some(*weights)
-    for _round in range(2):
-        assert some.shares(sum(weights)) == dict(enumerate(weights))
-
-
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(sorted(algorithms.ALGORITHMS)), st.data())
 def test_one_connection_never_gets_the_same_backend_twice_and_gets_all(weights, balance, data):
     some = Some(*weights, balance=balance)

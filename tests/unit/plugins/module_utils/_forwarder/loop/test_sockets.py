@@ -11,7 +11,6 @@ import errno
 import os
 import select
 import socket
-import sys
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.loop import sockets
@@ -117,31 +116,6 @@ def begin_connect_from(source, port=0, ports=None):
     family = sockets.socket_family_of(source)
     options = sockets.transparent_options(family, ports, kept=bool(port)) + sockets.upstream_options()
     return sockets.begin_connect(family, options, (source, port), TARGET)
-
-
-TRANSPARENT = {"203.0.113.7": (socket.IPPROTO_IP, 19), "2001:db8:1::10": (socket.IPPROTO_IPV6, 75)}
-
-
-@pytest.mark.parametrize("port", [0, 4000])
-@pytest.mark.parametrize(("source", "transparent"), TRANSPARENT.items())
-def test_a_connect_from_a_spoofed_source_leaves_the_port_to_the_kernel_unless_it_is_kept(
-    fake, source, port, transparent
-):
-    made = begin_connect_from(source, port, sockets.port_range(32768, 34531))
-    assert made.options[transparent] == 1
-    assert made.options[socket.SOL_SOCKET, socket.SO_REUSEADDR] == 1
-    assert made.calls == [("bind", (source, port)), ("connect", TARGET)]
-    options = (sockets.IP_BIND_ADDRESS_NO_PORT, sockets.IP_LOCAL_PORT_RANGE)
-    no_port, port_range = (made.options.get((socket.IPPROTO_IP, option)) for option in options)
-    by_kernel = (1, (34531 << 16 | 32768).to_bytes(4, sys.byteorder))
-    assert (no_port, port_range) == ((None, None) if port else by_kernel)
-
-
-def test_a_transparent_socket_is_bound_to_its_source(fake, monkeypatch):
-    monkeypatch.setattr(sockets, "is_broadcast", lambda _address: False)
-    made = sockets.transparent_socket(socket.AF_INET, "203.0.113.7")
-    assert made.options[socket.IPPROTO_IP, sockets.IP_TRANSPARENT] == 1
-    assert made.calls == [("bind", ("203.0.113.7", 0))]
 
 
 @BOTH_LOOPBACKS
