@@ -114,6 +114,13 @@ def _kill(arguments: argparse.Namespace) -> int:
     return cli_views.run(lambda: cli_views.kill(path, selectors))
 
 
+def _bans(arguments: argparse.Namespace) -> int:
+    from ._forwarder.admin import ban_views, client
+
+    path = arguments.socket or client.default_socket()
+    return ban_views.run(arguments, path)
+
+
 def _keep(arguments: argparse.Namespace) -> int:
     from ._routing.keeper.notify import notify
     from ._routing.keeper.starting import StartTimer
@@ -233,8 +240,8 @@ def _add_admin_commands(commands: Any) -> None:
         parsers[name].add_argument(
             "--kill", action="store_true", help="wait, and end the connections that are left at the timeout"
         )
-    tier = _add_first_tier_commands(commands)
-    for parser in (status, top, *tier, *_add_session_commands(commands), *parsers.values()):
+    more = [*_add_first_tier_commands(commands), *_add_session_commands(commands), *_add_ban_commands(commands)]
+    for parser in (status, top, *more, *parsers.values()):
         parser.add_argument(
             "--socket", metavar="FILE", help="admin socket; default: admin.sock in the runtime directory"
         )
@@ -279,6 +286,22 @@ def _add_session_commands(commands: Any) -> list[argparse.ArgumentParser]:
             "--client", metavar="ADDRESS[/LENGTH]", help="of clients with this address, or in this network"
         )
     return [sessions, clients, kill]
+
+
+def _add_ban_commands(commands: Any) -> list[argparse.ArgumentParser]:
+    """Add the commands about bans; return their parsers."""
+    deny = _add(commands, "deny", "refuse clients of a network from now on, and end their sessions")
+    allow = _add(commands, "allow", "lift a ban")
+    denied = _add(commands, "denied", "list the bans, and the files of denied networks")
+    for parser in (deny, allow):
+        parser.add_argument("network", metavar="ADDRESS[/LENGTH]", help="a client, or a network of clients")
+        parser.add_argument("--service", metavar="SERVICE", help="only at this service; default: at all")
+    deny.add_argument("--for", dest="duration", metavar="TIME", help="such as 90s, 15m, 1h or 7d; default: for good")
+    deny.add_argument("--reason", default="", metavar="TEXT", help="for the log and `l4proxy denied`")
+    denied.add_argument("--json", action="store_true", help="print the answer as JSON")
+    for parser in (deny, allow, denied):
+        parser.set_defaults(run=_bans)
+    return [deny, allow, denied]
 
 
 def _add_host_commands(commands: Any) -> None:

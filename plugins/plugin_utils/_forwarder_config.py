@@ -55,9 +55,13 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
     number = collect(errors, proxy_id, fleet, proxy)
     ports = source_ports(fleet, proxy)
     own = {"source_ports": ports} if ports else {}
-    settings = {key: value for key, value in settings.items() if value not in ("", None)}
+    settings = {key: value for key, value in settings.items() if value not in ("", None, [])}
     if settings.get("hash_table") == HASH_TABLES[0]:
         del settings["hash_table"]  # version 0.1.0, which a rollback starts, has only this one and not the key
+    if {"deny_files", "never_ban"} & settings.keys():
+        hosts = [*fleet.proxies, *(ref.label for service in mine for ref in service.backends)]
+        addresses = {str(one) for host in dict.fromkeys(hosts) for one in fleet.own_addresses(host)}
+        settings["never_ban"] = [*settings.get("never_ban", ()), *sorted(addresses)]
     data = {"schema": SCHEMA, "proxy_id": number or UNKNOWN_ID, **own, **settings, "services": services}
     try:
         config.load(data)

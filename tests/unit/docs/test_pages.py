@@ -121,6 +121,7 @@ def metric_names():
         "workers": [],
         "old_generations": [],
         "alarms": [],
+        "denied": {"files": {"/srv/bans": {"networks": 0, "error": None}}},
         "totals": defaultdict(int),
     }
     status = defaultdict(int, version="0.1.0", services=[service], **parts)

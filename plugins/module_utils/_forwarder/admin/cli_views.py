@@ -17,6 +17,7 @@ from .client import AdminError
 from .kernel_services import age_text, in_kernel, known, pointers
 from .status import (
     agent_text,
+    denied_lines,
     draining_workers,
     duration,
     name_and_tier,
@@ -115,7 +116,7 @@ def _show_list(answer, titles, rows, as_json):
     if as_json:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
-        lines = [_sessions(answer["count"]), *(_aligned([titles, *rows]) if rows else ())]
+        lines = [_sessions(answer["count"]), *(aligned([titles, *rows]) if rows else ())]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     _point_to_kernel(answer, "-L")
     return _report_silent(answer)
@@ -207,6 +208,7 @@ def table(document, rates=None):
         lines.append(f"the last reload failed at {last['at']}: {last['error']}")
     if sentence := not_saved(document):
         lines.append(sentence)
+    lines += denied_lines(document)
     lines += map(old_generation_line, document.get("old_generations", ()))  # not of version 0.1.0
     for service in document["services"]:
         listen = ", ".join(service["listen"])
@@ -228,7 +230,7 @@ def table(document, rates=None):
         if any(backend.get("agent") for backend in backends):  # not of version 0.1.0
             agents = [agent_text(backend["agent"]) for backend in backends]
             rows = [(*row, text) for row, text in zip(rows, ["AGENT", *agents])]
-        lines += _aligned(rows)
+        lines += aligned(rows)
     return "\n".join(lines) + "\n"
 
 
@@ -276,7 +278,8 @@ def _by_family(families, key):
     return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
-def _aligned(rows):
+def aligned(rows):
+    """Return a line for each row of texts; columns are aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  " + "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
 

@@ -14,6 +14,7 @@
 {"op": "kill", SELECTORS, of which at least one is required}
 {"op": "log_level", "level": NAME or null (as configured)}
 {"op": "healthy" | "withdraw" | "rejoin", …}: see first_tier.py
+{"op": "deny" | "allow" | "denied", …}: bans.py
 
 SELECTORS are "generation": int, "service", "backend" and "client": ADDRESS or NETWORK; a session must match all.
 The answers to "sessions", "clients" and "kill" have the key "in_kernel" if the kernel has connections of the selected
@@ -39,7 +40,7 @@ from ..counters import agent_state
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import DISABLED
 from ..loop.log import LEVELS, Log
-from . import first_tier, kernel_services, top_clients
+from . import bans, first_tier, kernel_services, top_clients
 from .protocols import at_once
 from .snapshot import Snapshot
 from .status import pieces, status
@@ -116,11 +117,13 @@ class Admin:
             "sessions": self._sessions,
             "clients": self._clients,
             "kill": self._kill,
+            "denied": bans.show(forwarder),
         }
         tier = first_tier.FirstTier(forwarder)
         overriding = {"withdraw": tier.withdraw, "rejoin": tier.rejoin}
         self._unconfigured = {"healthy": tier.healthy, **overriding}  # commands that need no config
         self._overriding = {"weight": self._weight, **dict.fromkeys(STATES, self._state), **overriding}
+        self._overriding.update(bans.commands(forwarder, self._services, Refused))
         self._commands = {"log_level": self._log_level, **self._unconfigured, **self._overriding}
 
     def answer(self, client, line):

@@ -9,7 +9,17 @@ import html
 
 from . import metrics
 from .kernel_services import age_text, in_kernel, known
-from .status import agent_text, name_and_tier, not_saved, old_generation_line, pause_lines, round_trips, status
+from .status import (
+    NOT_LOADED,
+    agent_text,
+    denied_lines,
+    name_and_tier,
+    not_saved,
+    old_generation_line,
+    pause_lines,
+    round_trips,
+    status,
+)
 from .status import pieces as status_pieces
 
 _HEAD = """<!DOCTYPE html>
@@ -55,7 +65,8 @@ def render(document):
 def pieces(document):
     """Yield the page of a status document as text, one service at a time."""
     yield f"{_HEAD}<h1>l4proxy {html.escape(document['version'])}</h1>"
-    for alarm in [*document["alarms"], *filter(None, [not_saved(document)])]:
+    wrong = [line for line in denied_lines(document) if NOT_LOADED in line]
+    for alarm in [*document["alarms"], *filter(None, [not_saved(document)]), *wrong]:
         yield f'<p class="alarm">{html.escape(alarm)}</p>'
     last = document["last_reload"]
     yield f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}"

@@ -105,6 +105,7 @@ def _process(status):
             "Sessions of old generations that were ended because their workers used more than drain_memory.",
             [("", status["drain_memory_ended"])],
         ),
+        *_denied(status["denied"]),
         (
             "state_saved",
             "gauge",
@@ -119,6 +120,19 @@ def _process(status):
         ),
     ):
         yield from _metric(name, kind, text, samples)
+
+
+def _denied(denied):
+    """Return the metrics of bans, for _process()."""
+    files = denied.get("files", {})
+    entries = _by_label(
+        "source", {"bans": denied.get("bans", 0), **{path: one["networks"] for path, one in files.items()}}
+    )
+    loaded = _by_label("file", {path: int(not one["error"]) for path, one in files.items()})
+    return [
+        ("denied_entries", "gauge", "Networks that are refused: bans of operators, and of each file.", entries),
+        ("deny_file_ok", "gauge", "1 if the file of denied networks is in effect as it is, else 0.", loaded),
+    ]
 
 
 def _events(status):

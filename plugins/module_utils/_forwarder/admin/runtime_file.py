@@ -44,9 +44,9 @@ def admin_socket(runtime_dir=None):
     return os.path.join(runtime_dir or directory(), "admin.sock")
 
 
-def timestamp():
-    """Return the time now in UTC, RFC 3339, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def timestamp(at=None):
+    """Return a time in seconds of the epoch (None: now) in UTC, RFC 3339, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def sha256(data):

@@ -70,4 +70,5 @@ class Snapshot:
     #: {service: {listener that could not be bound, as text: reason}}
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     kernel: KernelNumbers = NO_NUMBERS  # of the services that the kernel forwards
+    denied: dict[str, Any] = field(default_factory=dict)  # deny_lists.DenyLists.status()
     state_file: dict[str, str | None] | None = None  # {"path", "saved_at", "error"}; None: nothing is stored

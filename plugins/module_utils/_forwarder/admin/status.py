@@ -10,6 +10,8 @@
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
  "drain_memory_ended": int (sessions),
+ "denied": {"bans": int (of operators), "networks": int (of files), "files": {path: {"networks", "loaded_at",
+   "error"}}},
  "workers": [{"slot", "pid" (null: gone), "state", "generation", "age" (seconds), "covers": [slots], "sessions"}],
  "checker": {"pid", "hung": bool} or null,
  "services": [{"name", "protocol", "balance", "hash_balance_factor" (may be null), "listen": [str],
@@ -55,6 +57,7 @@ from .snapshot import OldGeneration, Process, Snapshot
 
 COUNTERS = tuple(name for name in TARGET_FIELDS if name not in (*TIMES, *AVERAGES, *LATENCY_FIELDS))
 HUNG = "hung"
+NOT_LOADED = "NOT LOADED"
 READY, UP = "ready", shared_memory.STATES[shared_memory.UP]
 _FROM_BEST_TO_WORST = (shared_memory.UNKNOWN, shared_memory.UP, shared_memory.BROKEN, shared_memory.DOWN)
 
@@ -78,6 +81,7 @@ def status(snapshot: Snapshot) -> dict:
         "totals": {name: worker_totals.get(name, 0) for name in WORKER_FIELDS},
         "old_generations": [_old_generation(old, snapshot.now) for old in snapshot.old_generations],
         "drain_memory_ended": snapshot.drain_memory_ended,
+        "denied": snapshot.denied,
         "workers": _workers(snapshot),
         "checker": {"pid": checker.pid, "hung": _hangs(checker)} if checker else None,
         "services": [_service(snapshot, service, absent) for service in config.services] if config else [],
@@ -88,6 +92,20 @@ def not_saved(document: dict) -> str | None:
     """Return a sentence if drain states, weights and counters could not be saved."""
     error = (document.get("state_file") or {}).get("error")  # version 0.1.0 has no state file
     return f"drain states, weights and counters are not saved, and lost at a stop or reboot: {error}" if error else None
+
+
+def denied_lines(document: dict) -> list[str]:
+    """Return a sentence about each file of denied networks, and about the bans of operators, if there are any."""
+    denied = document.get("denied") or {}  # 0.1.0 has none
+    lines = [deny_file_line(path, found) for path, found in denied.get("files", {}).items()]
+    return [*lines, *([f"bans: {denied['bans']} (l4proxy denied)"] if denied.get("bans") else [])]
+
+
+def deny_file_line(path: str, found: dict) -> str:
+    """Return what is known of a file of denied networks, for people."""
+    error = f"; {NOT_LOADED}: it {found['error']}" if found["error"] else ""
+    since = f", loaded {found['loaded_at']}" if found["loaded_at"] else ""
+    return f"deny file {path}: {found['networks']} networks{since}{error}"
 
 
 def draining_workers(document: dict) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from ..._shared.families import FAMILIES, family_of
 from ..admission import never_spoofed
 from ..admission.acl import CLOSED, AccessList, Closed, Networks
+from ..admission.deny_table import Denied
 from ..admission.limits import Limiter
 from ..admission.refusal import Refusal
 from ..admission.source_address import SourceAddress, SourcePorts
@@ -41,17 +42,24 @@ class ServiceRuntime:
     log: Log
     trusted_proxies: Networks | None = None  # clients that have to send a PROXY header; None: no client has to
     access: AccessList | Closed | None = None  # allow and deny; None: every client may connect
+    denied: Denied | None = None  # bans; None: there are none
     limiter: Limiter | None = None  # connection and rate limits; None: there are none
-    guarded: bool = field(init=False)  # whether any of these three applies: the one check for a client where none does
+    guarded: bool = field(init=False)  # whether any of these four applies: the one check for a client where none does
     acceptors: list = field(default_factory=list)  # tcp.acceptor.Acceptor: its TCP listeners in this worker
     paused: bool = False  # whether its acceptors wait until a session ends (limits.at_limit: pause)
 
     def __post_init__(self) -> None:
-        self.guarded = not (self.trusted_proxies is None and self.access is None and self.limiter is None)
+        self.ban(self.denied)
         self._has_ranges = any(backend.last_port for backend in self.service.backends)
         self._targets: dict = {}  # offset of a listener in its range of ports -> what targets() returned
         self._remembered: dict = {}  # client address -> what backends_for() returned
         self._remembered_for: frozenset | None = None  # the own addresses with which it was found out
+
+    def ban(self, denied: Denied | None) -> None:
+        """Refuse the clients in ``denied`` from now on."""
+        self.denied = denied
+        others = (self.trusted_proxies, self.access, self.limiter)
+        self.guarded = denied is not None or any(one is not None for one in others)
 
     @classmethod
     def from_config(
@@ -91,7 +99,9 @@ class ServiceRuntime:
 
     def admit(self, address: str, now: float) -> Refusal | None:
         """Return the Refusal of a client, or count it and return None; limiter.release() has to follow at its end."""
-        refusal = self.access.refusal(address) if self.access else None
+        refusal = self.denied.refusal(address) if self.denied is not None else None
+        if refusal is None and self.access:
+            refusal = self.access.refusal(address)
         if refusal is None and self.limiter is not None:
             refusal = self.limiter.admit(address, now)
         return refusal

@@ -39,6 +39,8 @@ class Config:
     drain_timeout: float | None = defaults.DRAIN_TIMEOUT.default  # of every session that has to end; None: see below
     drain_memory: int | None = None  # MiB; version 0.1.0 reads what dump() returns, so it must not have the default
     hash_table: str | None = None  # None: the first of HASH_TABLES; 0.1.0 does not have the key
+    deny_files: tuple[str, ...] | None = None  # nor these two
+    never_ban: tuple[str, ...] | None = None
     log: Log = field(default_factory=Log)
     source_ports: PortRange | None = None
     workers: int = defaults.WORKERS.default
@@ -76,6 +78,8 @@ def load(data: Any) -> Config:
         "drain_timeout": document.seconds("drain_timeout", *defaults.DRAIN_TIMEOUT),
         "drain_memory": document.integer("drain_memory", "a number of MiB", *defaults.DRAIN_MEMORY[:2], None),
         "hash_table": document.choice("hash_table", defaults.HASH_TABLES, None),
+        "deny_files": document.files("deny_files", defaults.MAX_PATH, defaults.MAX_DENY_FILES) or None,
+        "never_ban": document.networks("never_ban") or None,
         "log": settings.read_log(document.section("log")),
         "source_ports": settings.read_source_ports(document),
         "workers": document.integer("workers", "a number of workers", *defaults.WORKERS),

@@ -82,6 +82,7 @@ DRAIN_TIMEOUT = Range(0, 86400, None)  # None: no deadline after a reload or a r
 STOP_TIMEOUT = 30.0  # for the connections of a stopped forwarder, and of a service or backend that the config lost
 DRAIN_MEMORY = Range(1, 1 << 20, 1024)  # MiB, of all workers that drain
 HASH_TABLES = ("ring", "maglev")  # of source_hash, the same in the whole fleet
+MAX_DENY_FILES = 32
 WORKERS = Range(0, 64, 0)  # 0: one per core
 LOG_FORMATS = ("json", "logfmt")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -118,8 +118,22 @@ class Fields:
     def file(self, key: str, longest: int) -> Any:
         """Return the optional absolute path of a file, at most ``longest`` bytes in UTF-8."""
         value = self.text(key, longest, None)
-        if value is None:
-            return None
+        return None if value is None else self._path(key, value, longest)
+
+    def files(self, key: str, longest: int, most: int) -> tuple[str, ...]:
+        """Return the paths of an optional list, as file() does, at most ``most``."""
+        items = self.items(key, (), "files")
+        if len(items) > most:
+            self.error(key, f"has {len(items)} files; the limit is {most}")
+        paths = [self._path(f"{key}[{index}]", item, longest) for index, item in enumerate(items)]
+        twice = sorted({path for path in paths if path and paths.count(path) > 1})
+        if twice:
+            self.error(key, f"has {show(twice[0])} twice")
+        return tuple(path for path in paths if path)
+
+    def _path(self, key: str, value: Any, longest: int) -> Any:
+        if not isinstance(value, str):
+            return self.error(key, f"{show(value)} is not a path")
         try:
             length = len(value.encode())
         except UnicodeEncodeError:  # half of a surrogate pair is not a character

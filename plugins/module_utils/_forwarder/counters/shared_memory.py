@@ -83,7 +83,7 @@ LADDER = (  # by source_address.py, and port_silent by tcp/other_ports.py
     "no_port_left",
     "port_silent",
 )
-ENDED = ("backend_down",)  # why the forwarder ends sessions of a service that stays
+ENDED = ("backend_down", "denied")  # why the forwarder ends sessions of a service that stays
 SERVICE_FIELDS = (
     "sessions",
     "connections",

@@ -50,6 +50,7 @@ class Child:
     hangs: bool = False  # it was killed because its heartbeat was overdue
     covers: list[int] = field(default_factory=list)  # slots that it serves besides its own
     holds: set[int] = field(default_factory=set)  # older generations in whose memory it counts sessions (in_place.py)
+    denied: int = 0  # the version of the tables of banned clients that it has (deny_lists.py)
     born: int | None = None  # of an adopted process: when it started (runtime_file.start_time); None: our own child
 
     def record(self) -> dict:
@@ -96,12 +97,12 @@ class Child:
         return self.failure or "it ended before it was ready"
 
 
-def spawn_worker(generation, slot, listening, logging, now, inherited, others, predecessors=()) -> Child:
+def spawn_worker(generation, slot, listening, logging, now, inherited, others, predecessors=(), tables=()) -> Child:
     """Fork the worker of a slot of ``generation``; return its Child. Raise OSError.
 
     ``listening`` are the supervisor's listening sockets by name, ``logging`` the settings of its log (LogSettings.of),
     ``inherited`` the descriptors and ``others`` the memory of other generations that it must close, ``predecessors``
-    the handover sockets of the workers whose UDP sessions it continues.
+    the handover sockets of the workers whose UDP sessions it continues, ``tables`` those of banned clients.
     """
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -112,7 +113,7 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, others, p
             listening.pop(name).close()
         log = Log(**logging, generation=generation.number, worker=slot, pid=os.getpid())
         arguments = (generation.served, listening, log, channel, generation.region, slot, theirs, predecessors)
-        return Worker(*arguments, generation.number).run()
+        return Worker(*arguments, generation.number, tables).run()
 
     try:
         pid, channel = _spawn(f"{WORKER}{slot}", inherited, others, run)
@@ -124,10 +125,12 @@ def spawn_worker(generation, slot, listening, logging, now, inherited, others, p
         theirs.close()
 
 
-def spawn_checker(generation, listening, logging, now, inherited, others) -> Child:
+def spawn_checker(generation, listening, logging, now, inherited, others, tables) -> Child:
     """Fork the checker of ``generation``; return its Child; see spawn_worker(). Raise OSError."""
 
     def run(channel):
+        for table in tables:
+            table.unmap()
         listeners.close_all(listening)
         log = Log(**logging, generation=generation.number, role=CHECKER, pid=os.getpid())
         states = published_states(generation, log)

@@ -81,6 +81,7 @@ class Change:
         self._region.reset_gauges(worker.slot)
         worker.enter(self._number, self._config, self._region)
         worker.serving = new
+        worker.denied.follow()
         pipes = worker.tcp.pipes.bound
         worker.tcp.most_sessions, upstreams = serving.descriptors(self._config, len(new.listening), pipes)
         worker.udp.bound(new.ports, upstreams)

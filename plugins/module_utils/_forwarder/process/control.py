@@ -13,6 +13,7 @@ from ..counters.overrides import Overrides
 from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH
 from . import listeners
 from .children import CHECKER, WORKER, publish_states
+from .deny_lists import DenyLists
 from .generation import Generations
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
@@ -35,9 +36,11 @@ class Control:
         results: ReloadResults,
         log_settings: LogSettings,
         saver: Saver,
+        deny_lists: DenyLists,
     ):
         self.log = loop.log
         self.overrides = overrides
+        self.deny_lists = deny_lists
         self._loop = loop
         self._generations = generations
         self._pool = pool
@@ -82,6 +85,7 @@ class Control:
             log_level=self.log.level,
             state_file=self._saver.status(),
             kernel=self._kernel_numbers(live.config),
+            denied=self.deny_lists.status(),
         )
 
     @staticmethod

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ..admin.server import Servers
 from ..counters.overrides import Overrides
 from . import listeners
+from .deny_lists import DenyLists
 from .generation import Generations
 from .lock import Lock
 from .log_settings import LogSettings
@@ -46,6 +47,7 @@ class Parts:
     old: OldGenerations
     notifier: Notifier
     lock: Lock
+    deny_lists: DenyLists
 
     def collect(self) -> tuple[dict, list[int]]:
         """Return the state, and the file descriptors that must stay open for the next program."""
@@ -63,9 +65,14 @@ class Parts:
             **self.results.records(),
             "stored": sorted(self.notifier.names),
             "lock": self.lock.fd,
+            "denied": self.deny_lists.state(),
         }
         descriptors = [*listening.values(), *servers.values(), *self.pool.descriptors()]
-        return state, [*descriptors, *self.generations.descriptors(), *self.lock.descriptors()]
+        return state, [*descriptors, *self.memory(), *self.lock.descriptors()]
+
+    def memory(self) -> list[int]:
+        """Return the file descriptors of memory that the state names."""
+        return [*self.generations.descriptors(), *self.deny_lists.kept()]
 
     def adopt(self, state: dict):
         """Take over the state of the previous program."""
@@ -73,6 +80,7 @@ class Parts:
         self.generations.adopt(state)
         self.overrides.adopt(state["orders"])
         self.overrides.withdrawn = state.get("withdrawn")  # version 0.1.0 has none
+        self.deny_lists.take_over(state.get("denied", {}))  # earlier versions have none
         self.log_settings.override = state["log_level"]
         self.results.adopt(state)
         self.notifier.names = set(state["stored"])

@@ -41,7 +41,7 @@ def is_name(name: str) -> bool:
 def leave(state: dict, regions: list[int]) -> dict[str, int]:
     """Return {name: descriptor} to store: a document with ``state``, of reexec_state.Parts, and what it names.
 
-    ``regions`` are the descriptors of shared memory in it. The caller closes nothing: all of it ends with this process.
+    ``regions`` are the descriptors of memory in it. The caller closes nothing: all of it ends with this process.
     """
     numbers = {state["serving"]["description"]["generation"], *map(int, state["draining"])}
     born = {child["pid"]: runtime_file.start_time(child["pid"]) for child in state["children"]}

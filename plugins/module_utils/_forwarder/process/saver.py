@@ -23,6 +23,7 @@ from ..admin import runtime_file
 from ..counters import saved_counters
 from ..counters.overrides import Overrides
 from . import children, state_file
+from .deny_lists import DenyLists
 from .generation import Generation, Generations
 from .old_generations import OldGenerations
 from .reload_results import ReloadResults
@@ -59,6 +60,7 @@ class Saver:
         results: ReloadResults,
         listening: dict[str, socket.socket],
         owner: Owner,
+        deny_lists: DenyLists,
     ):
         self.error: str | None = None
         self._loop = loop
@@ -69,6 +71,7 @@ class Saver:
         self._results = results
         self._listening = listening
         self._owner = owner
+        self._deny_lists = deny_lists
         directory = state_file.directory(os.environ)
         self._path = os.path.join(directory, state_file.NAME) if directory else ""
         self._saved_at: str | None = None
@@ -104,6 +107,7 @@ class Saver:
         self._overrides.settle(config)
         self._overrides.withdrawn = saved.get("withdrawn")
         restored = self._overrides.records()
+        self._deny_lists.adopt(saved.get("denied", []))
         self._generations.continue_from(saved_counters.restore(saved["counters"], generation.region))
         self._pool.restarts, self._old.sessions_ended = saved["restarts"], saved["drain_memory_ended"]
         self._results.counts = {key: saved["reloads"][key] for key in ("ok", "failed")}
@@ -174,7 +178,9 @@ class Saver:
             return json.dumps({"failure": getattr(error, "strerror", None) or repr(error)}).encode()
 
     def _document(self) -> dict[str, Any]:
+        denied = self._deny_lists.records()
         return {
+            **({"denied": denied} if denied else {}),
             "overrides": self._overrides.records(),
             "withdrawn": self._overrides.withdrawn,
             "restarts": self._pool.restarts,

@@ -6,7 +6,8 @@
 {"schema": 1, "written": "2026-01-31T12:00:00Z",
  "overrides": [[service, backend, {"state": "draining" or "maintenance", "weight": int}]] (overrides.py),
  "withdrawn": {"since": time, "reason": str} or null (version 0.1.0 does not have the key),
- "counters": {…} (saved_counters.py), "restarts": int, "reloads": {"ok": int, "failed": int}, "drain_memory_ended": int}
+ "counters": {…} (saved_counters.py), "restarts": int, "reloads": {"ok": int, "failed": int}, "drain_memory_ended": int,
+ "denied": [[service ("": all), network, second of the epoch or null, reason, since]], if there are any (deny_lists.py)}
 
 It is in systemd's $STATE_DIRECTORY; without one, nothing is stored. The directory belongs to the forwarder's user, so
 everything in the file is checked before it is used. The log level is not stored: "debug" is for minutes.
@@ -27,6 +28,7 @@ from ..admin import runtime_file
 from ..config.defaults import WEIGHT
 from ..counters import saved_counters
 from ..counters.shared_memory import ADMIN_STATES, READY
+from . import deny_lists
 
 SCHEMA = 1
 NAME = "state.json"
@@ -85,6 +87,7 @@ def _check(document):
     if withdrawn is not None and not _is_withdrawal(withdrawn):
         raise ValueError("withdrawn: is not {since, reason}")
     saved_counters.check(document.get("counters"))
+    deny_lists.check_records(document.get("denied", []))
     reloads = document.get("reloads")
     reloads = reloads if isinstance(reloads, dict) else {}
     for key, value in [

@@ -45,6 +45,7 @@ from . import (
     restart_state,
 )
 from .control import Control
+from .deny_lists import DenyLists
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
 from .reload import Reload, internal_error, own_command
@@ -81,28 +82,19 @@ class Supervisor:
         self._pool = WorkerPool(self._loop, self._generations, self._listening, self._log_settings, self)
         self._change = in_place.ChangeInPlace(self._loop, self._generations, self._pool, self._log_settings, self)
         self._reload = Reload(self._loop, self, self._results, self._config_path, own_command())
+        self._deny_lists = DenyLists(self._loop, self._generations, self._pool, self)
         self._old = OldGenerations(self._loop, self._pool, self._generations, self._orphans)
         seen = (self._loop, self._generations, self._pool, self._old, self._overrides, self._results)
-        self._saver = Saver(*seen, self._listening, self)
-        control = Control(*seen, self._log_settings, self._saver)
+        self._saver = Saver(*seen, self._listening, self, self._deny_lists)
+        control = Control(*seen, self._log_settings, self._saver, self._deny_lists)
         self._admin = Admin(control)
         answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
         self._servers = Servers(self._loop, answers)
         self._rebinding = rebinding.Rebinding(
             self._loop, self._generations, self._listening, self._servers, self._results, self
         )
-        self._parts = reexec_state.Parts(
-            self._listening,
-            self._servers,
-            self._generations,
-            self._overrides,
-            self._log_settings,
-            self._results,
-            self._pool,
-            self._old,
-            self._notifier,
-            self._lock,
-        )
+        parts = (self._listening, self._servers, self._generations, self._overrides, self._log_settings, self._results)
+        self._parts = reexec_state.Parts(*parts, self._pool, self._old, self._notifier, self._lock, self._deny_lists)
         self._stops = 0  # number of requests to stop; the second one means at once
         self._leaving = False  # whether the service manager is about to start a successor
         self._starting = False  # whether what cannot be bound is left out
@@ -127,6 +119,7 @@ class Supervisor:
         self._monitor()
         self._loop.call_later(rebinding.INTERVAL, self._rebinding.attempt)
         self._saver.save_regularly()
+        self._deny_lists.check()
         while not self._done():
             self._loop.turn()
             if not (self._stops or self._leaving):
@@ -184,7 +177,7 @@ class Supervisor:
         """Make the service manager store the state for the next supervisor, before listeners if not all of it fits."""
         self._abandon_candidate()
         if self._generations.live:
-            left = restart_state.leave(self._parts.collect()[0], self._generations.descriptors())
+            left = restart_state.leave(self._parts.collect()[0], self._parts.memory())
             self._notifier.store({**left, **self._listening})
 
     def _handle_stop(self, reason):
@@ -224,7 +217,7 @@ class Supervisor:
         candidate = self._generations.candidate
         servers = candidate.new_servers.values() if candidate else ()
         served = (self._loop, self._reload, self._servers, self._orphans, self._notifier, self._lock, self._pool)
-        parts = (*served, self._saver)
+        parts = (*served, self._saver, self._deny_lists)
         return [*(sock.fileno() for sock in servers), *(number for part in parts for number in part.descriptors())]
 
     # -- loading a config ------------------------------------------------------------------------------------------
@@ -265,6 +258,7 @@ class Supervisor:
             self._account()
         else:
             self._loop.contain(self._saver.restore, candidate)
+            self._loop.contain(self._deny_lists.start, config.deny_files or ())
         self._overrides.publish(candidate.region)
         children.publish_states(candidate, self._log, self._loop.now())  # before its kernel services lose listeners
         return candidate

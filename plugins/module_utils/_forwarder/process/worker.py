@@ -29,7 +29,7 @@ from ..tcp import splice
 from ..tcp.server import TcpServer
 from ..udp.server import UdpServer
 from ..udp.takeover import Takeover
-from . import change_messages, config_change, down_backends, removals, serving
+from . import change_messages, config_change, denied_clients, down_backends, removals, serving
 from .channel import READY, TooLarge, close_descriptors
 from .session_requests import SessionRequests
 
@@ -42,13 +42,15 @@ class Worker:
 
     ``channel`` leads to the supervisor. ``region`` is the shared memory of the generation; this process writes the row
     of its slot. On the socket ``handover`` it sends its UDP sessions to the next worker; from the sockets
-    ``predecessors`` it receives those of earlier workers (udp/handover.py).
+    ``predecessors`` it receives those of earlier workers (udp/handover.py). ``tables`` are of banned clients.
 
     It takes later configs in place (change_messages.py): then ``generation``, the number of the one that it serves,
     the config and the region change.
     """
 
-    def __init__(self, config, listening, log, channel, region, slot, handover=None, predecessors=(), generation=1):
+    def __init__(
+        self, config, listening, log, channel, region, slot, handover=None, predecessors=(), generation=1, tables=()
+    ):
         self.region = region
         self.slot = slot
         self.generation = generation
@@ -72,6 +74,7 @@ class Worker:
         self.tcp.acceptors = self.serving.acceptors
         self.udp.listen(self.serving.udp_listeners, [])
         self.earlier = config_change.Earlier(self)
+        self.denied = denied_clients.DeniedClients(self, tables)
         self._requests = SessionRequests(self.tcp, self.udp)
         self._beat = region.beat_cell(slot)
         self._next_periodic = 0.0  # when periodic work is due
@@ -160,6 +163,8 @@ class Worker:
                 self._end_removed_later(message["removed"])
             if "down" in message:
                 down_backends.end_sessions(self.tcp, self.udp, message["down"])
+            if "denied" in message:
+                self.denied.receive(message)
             self._changes.receive(message)
             close_descriptors(message)
         if closed:

@@ -67,9 +67,9 @@ class WorkerPool:
         self.children: dict[int, Child] = {}  # by pid
         self.restarts = 0  # number of children that ended unexpectedly
         self.stopping = False
-        self._deaths = Deaths()
-        self.heartbeats = heartbeat.Monitor(loop.now())
+        self._deaths, self.heartbeats = Deaths(), heartbeat.Monitor(loop.now())
         self._planned: set[tuple[str, int]] = set()  # (role, slot) of replacements that a timer will spawn
+        self.denied: tuple[int, tuple] = 0, ()  # the number and the tables of deny_lists.py
 
     # -- queries ---------------------------------------------------------------------------------------------------
 
@@ -168,13 +168,13 @@ class WorkerPool:
         inherited, others = self._owner.inherited_descriptors(), self._generations.others(generation)
         if role == WORKER:
             handovers = self._handovers(generation, slot)
-            kept = {sock.fileno() for sock in handovers}
-            inherited = [number for number in inherited if number not in kept]
-            child = children.spawn_worker(generation, slot, *arguments, inherited, others, handovers)
+            inherited = sorted({*inherited} - {sock.fileno() for sock in handovers})
+            child = children.spawn_worker(generation, slot, *arguments, inherited, others, handovers, self.denied[1])
+            child.denied = self.denied[0]
             timeout = START_TIMEOUT + START_PER_LISTENER * len(self._listening)
             loop.call_later(timeout, partial(self._start_overdue, child, timeout))
         else:
-            child = children.spawn_checker(generation, *arguments, inherited, others)
+            child = children.spawn_checker(generation, *arguments, inherited, others, self.denied[1])
         self._add(child)
 
     def _handovers(self, generation, slot):

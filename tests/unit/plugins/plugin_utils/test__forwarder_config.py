@@ -26,6 +26,10 @@ def test_the_config_has_id_settings_services_and_addresses():
         forwarder_config(fleet("a"), "a", {"hash_table": table}).get("hash_table") for table in ("ring", "maglev")
     ]
     assert tables == [None, "maglev"], "version 0.1.0 does not know the key"
+    never = forwarder_config(fleet("a"), "a", {"never_ban": ["192.0.2.0/24"], "deny_files": []})["never_ban"]
+    assert never[0] == "192.0.2.0/24"
+    assert {"198.18.0.11", "198.18.0.23", "2001:db8::23"} <= {*never}
+    assert {"never_ban", "deny_files"} & forwarder_config(fleet("a"), "a", {"deny_files": []}).keys() == set()
     (service,) = config["services"]
     assert service["listen"] == [{"address": "0.0.0.0", "port": 80}, {"address": "::", "port": 80}]
     assert service["backends"][2] == {"name": "d", "port": 8080, "ipv4": "198.18.0.23", "ipv6": "2001:db8::23"}

@@ -98,7 +98,7 @@ TEST_REFUSALS = [
     (b"null", "a request must be a JSON object"),
     (
         b'{"op": 1}',
-        "op must be one of clients, drain, healthy, kill, log_level, maintenance, ready, rejoin, ",
+        "op must be one of allow, clients, denied, deny, drain, healthy, kill, log_level, maintenance, ready, rejoin, ",
     ),
     (b'{"op": "drain"}', "there is no backend None (there are b, c)"),
     (b'{"op": "drain", "backend": "c", "service": "mail"}', "there is no backend 'c' (there are b)"),

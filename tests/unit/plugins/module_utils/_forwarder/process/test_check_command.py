@@ -33,7 +33,10 @@ def checks_tls(ca_file):
     return {**GOOD, "services": [{**GOOD["services"][0], "health": {"tls": tls}}]}
 
 
-KEYS = "admin, drain_memory, drain_timeout, hash_table, log, metrics, proxy_id, schema, services, source_ports, workers"
+KEYS = (
+    "admin, deny_files, drain_memory, drain_timeout, hash_table, log, metrics, never_ban, proxy_id, schema, services, "
+    "source_ports, workers"
+)
 
 
 @pytest.mark.parametrize(("document", "output"), [

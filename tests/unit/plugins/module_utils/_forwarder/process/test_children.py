@@ -19,7 +19,7 @@ GENERATION = SimpleNamespace(number=1, config=Config(proxy_id=1, services=()), s
 
 @pytest.mark.parametrize("spawn", [
     lambda: children.spawn_worker(GENERATION, 0, {}, {}, 0.0, [], []),
-    lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, [], []),
+    lambda: children.spawn_checker(GENERATION, {}, {}, 0.0, [], [], ()),
     lambda: children.spawn_check(["true"], {}, []),
     lambda: children.spawn_writer([], bytes),
 ], ids=["worker", "checker", "check", "writer"])  # fmt: skip
