@@ -12,6 +12,7 @@ RUNTIME_DIRECTORY = "/run/l4proxy"  # of the forwarder, if systemd gives no othe
 RUNTIME_FILE = f"{RUNTIME_DIRECTORY}/forwarder.json"  # what the running forwarder has loaded
 ADMIN_SOCKET = f"{RUNTIME_DIRECTORY}/admin.sock"  # of the forwarder, if its config names no other one
 BACKEND_STATES = f"{RUNTIME_DIRECTORY}/backends.json"  # which backends of kernel services serve, by the forwarder
+BANS = f"{RUNTIME_DIRECTORY}/denied.json"  # who is banned at kernel services, by the forwarder
 KEEPER_STATE = "/run/l4proxy-keeper/state.json"
 DATAPATH_COUNTERS = "/run/l4proxy-keeper/datapath.json"  # of kernel services, by the keeper
 # Directly in /run, which only root can write to: /run/lock is open to all, and /run/l4proxy goes with the forwarder.

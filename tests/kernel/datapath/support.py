@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath import counters
+from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath import banned, counters
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.model import steps
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.render import render
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.datapath.table import Datapath
@@ -69,9 +69,10 @@ class Proxy:
         options = {"port": PORT, **options}
         return KernelService("web", family, protocol, getattr(self.host, family), servers=tuple(servers), **options)
 
-    def serve(self, *services: KernelService, states: dict[str, str] | None = None, **options) -> None:
+    def serve(self, *services: KernelService, states: dict[str, str] | None = None, bans=(), **options) -> None:
         """Change the table; ``states`` are those of the backends of web."""
         table = render(services, States({} if states is None else {"web": states}), mark=MARK, mask=MARK, **options)
+        banned.add(table, services, bans)
         with self.host.inside():
             self._datapath.write(self._datapath.read(), table)
         self.services, self._table = services, table

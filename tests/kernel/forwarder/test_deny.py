@@ -161,6 +161,7 @@ def test_what_cannot_be_banned_is_refused(lab, forwarder, wanted, service, sente
     assert ask(forwarder, "denied")["bans"] == []
 
 
+@pytest.mark.ipv4_only
 def test_the_commands_and_the_module(lab, forwarder, capsys):
     socket = str(forwarder.directory / "admin.sock")
 

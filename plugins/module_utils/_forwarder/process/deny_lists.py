@@ -22,7 +22,7 @@ from ..admin import runtime_file
 from ..admission import deny_table
 from ..admission.deny_table import BITS, FOREVER, Table
 from ..loop import own_addresses
-from . import children, deny_files
+from . import children, deny_files, kernel_bans
 from .channel import TooLarge
 from .denied_clients import protected
 from .generation import Generations
@@ -32,6 +32,7 @@ from .worker_pool import WorkerPool
 INTERVAL = 1.0  # seconds between two looks at the files, and at workers that lack a table
 START_WAIT = 1.0  # seconds that a start waits for the files
 MOST_BANS = 20_000  # of operators; they are written to the state file with each change
+FAILED_STATE = (-1,)
 FAILED = "the process that reads the files has ended without a result"
 
 SHAPES = [[str, str, end, str, int] for end in (int, type(None))]  # of a record
@@ -84,6 +85,7 @@ class DenyLists:
         self.bans: dict[Key, Ban] = {}
         self.files: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, Table] = {}  # "bans" and "files", as far as they have anything
+        self._published: tuple = ()  # what the file for the keeper has been made of
         self._seen: dict[str, tuple] = {}  # the identity of each file at the last look,
         self._read: dict[str, tuple] = {}  # and when it was read
         self._copies: dict[str, int] = {}  # memfds with the last good texts
@@ -186,6 +188,7 @@ class DenyLists:
             before.close()
             before.unmap()
         self._deliver()
+        self.publish()
 
     def _deliver(self):
         """Send the tables to the workers that do not have them."""
@@ -197,6 +200,32 @@ class DenyLists:
                 except TooLarge:  # not with so short a message
                     sent = False
                 child.denied = self._pool.denied[0] if sent else child.denied
+
+    def publish(self):
+        """Tell the keeper who is banned, if that has changed and the kernel forwards a service."""
+        live = self._generations.live
+        config = live.config if live else None
+        if config is None:
+            return
+        in_kernel = any(service.in_kernel for service in config.services)
+        never = tuple(protected(config)) if in_kernel else ()
+        state = (self._pool.denied[0], in_kernel, never)
+        if state == self._published:
+            return
+        holes = [*never, *own_addresses.own_addresses()]
+        found, too_long = kernel_bans.document(self.tables, holes) if in_kernel else ({}, [])
+        path = os.path.join(runtime_file.directory(), kernel_bans.NAME)
+        try:
+            kernel_bans.write(path, json.dumps(found) if found else "")
+        except OSError as error:
+            if self._published != FAILED_STATE:
+                self._loop.log.event("bans not published", level="error", reason=str(error))
+            self._published = FAILED_STATE
+            return
+        self._published = state
+        if too_long:
+            reason = f"more than {kernel_bans.MOST_RANGES} ranges"
+            self._loop.log.event("bans left out of the kernel", level="error", lists=too_long, reason=reason)
 
     def descriptors(self) -> list[int]:
         """Return all file descriptors, which forked children must close."""
@@ -239,6 +268,7 @@ class DenyLists:
         """Once a second: read the files that have changed, and repeat messages."""
         self._loop.call_later(INTERVAL, self.check)
         self._deliver()
+        self.publish()
         live = self._generations.live
         if live and live.config and not self._building:
             self.look(live.config.deny_files or ())

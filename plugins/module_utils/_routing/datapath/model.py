@@ -29,7 +29,7 @@ DROP = ["drop"]
 
 @dataclass(frozen=True)
 class Late:
-    """A rule that is expensive to make, and is made only to be written. ``key`` has everything that it depends on."""
+    """A rule or a set that is expensive to make, and is made only to be written. ``key`` has all that it depends on."""
 
     key: str
     make: Callable[[], str]
@@ -53,7 +53,7 @@ class Table:
     """What the table has to be: names of counters, sets ({name: declaration}) and chains. Empty: no table."""
 
     counters: set[str] = field(default_factory=set)
-    sets: dict[str, str] = field(default_factory=dict)
+    sets: dict[str, Content] = field(default_factory=dict)
     chains: dict[str, Chain] = field(default_factory=dict)
 
 
@@ -91,7 +91,9 @@ def transaction(live: Live, table: Table, later: Collection[str] = ()) -> str:
     moved = [name for name in changed if name not in new and live.chains[name][0] != changed[name].hook]
     gone = [name for name in live.chains if name not in table.chains]
     added = [_command("add counter", name) for name in sorted(table.counters - live.counters)]
-    added += [_command("add set", name, f"{{ {table.sets[name]} }}") for name in sorted(table.sets.keys() - live.sets)]
+    added += [
+        _command("add set", name, f"{{ {_text(table.sets[name])} }}") for name in sorted(table.sets.keys() - live.sets)
+    ]
     stale = [_command("delete set", name) for name in sorted(live.sets - table.sets.keys())]
     stale += [_command("delete counter", name) for name in sorted(live.counters - table.counters)]
     if not (changed or gone or added or stale or live.disabled):
@@ -150,6 +152,10 @@ def _hook(chain: Chain) -> str:
     return f"{{ type {kind} hook {hook} priority {priority}; policy accept; }}"
 
 
+def _text(content: Content) -> str:
+    return content.make() if isinstance(content, Late) else content
+
+
 def _rules(chain: Chain) -> list[str]:
-    texts = [rule.make() if isinstance(rule, Late) else rule for rule in chain.rules]
+    texts = map(_text, chain.rules)
     return [f'{text} comment "{comment}"' for comment, text in zip(chain.digests, texts)]

@@ -96,7 +96,7 @@ def read(path: str = BACKEND_STATES) -> States:
     except OSError as error:
         return States(fault=f"{path} is ignored: {error.strerror}")
     try:
-        return States(_services(_content(descriptor)))
+        return States(_services(content(descriptor, MOST_BYTES)))
     except OSError as error:
         return States(fault=f"{path} is ignored: {error.strerror}")
     except ValueError as error:
@@ -123,16 +123,19 @@ class Reader:
         return self._last
 
 
-def _content(descriptor: int) -> bytes:
+def content(descriptor: int, most: int) -> bytes:
+    """The content of a file of at most ``most`` bytes; ValueError if it is none, or longer."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise ValueError("it is not a regular file")
-    content = b""
-    while len(content) <= MOST_BYTES:
-        piece = os.read(descriptor, MOST_BYTES + 1 - len(content))
+    pieces: list[bytes] = []
+    left = most + 1
+    while left > 0:
+        piece = os.read(descriptor, left)
         if not piece:
-            return content
-        content += piece
-    raise ValueError(f"it is longer than {MOST_BYTES} bytes")
+            return b"".join(pieces)
+        pieces.append(piece)
+        left -= len(piece)
+    raise ValueError(f"it is longer than {most} bytes")
 
 
 def _services(content: bytes) -> dict[str, dict[str, Mapping[str, str] | str]]:

@@ -27,10 +27,14 @@ BUFFER = 1 << 16
 
 
 class FileWatch:
-    """``descriptor`` becomes readable when the file may have changed; None if the kernel gives no watch."""
+    """``descriptor`` becomes readable when the file may have changed, or one of ``others`` in its directory (names).
 
-    def __init__(self, path: str) -> None:
-        self._directory, self._name = os.path.split(os.path.abspath(path))
+    It is None if the kernel gives no watch.
+    """
+
+    def __init__(self, path: str, *others: str) -> None:
+        self._directory, name = os.path.split(os.path.abspath(path))
+        self._names = {name, *others}
         self._libc = ctypes.CDLL(None)
         self._watch, self._parent = -1, -1
         made = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,7 +62,7 @@ class FileWatch:
             if mask & IN_Q_OVERFLOW:
                 changed = True
             elif watch == self._watch:
-                changed = changed or bool(mask & SELF) or name == self._name
+                changed = changed or bool(mask & SELF) or name in self._names
                 if mask & SELF:
                     self._forget(moved=bool(mask & IN_MOVE_SELF))
             elif watch == self._parent and mask & IN_IGNORED:

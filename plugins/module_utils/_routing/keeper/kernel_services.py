@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from ..._shared.paths import BACKEND_STATES
+from ..._shared.paths import BACKEND_STATES, BANS
 from ..datapath import counters
 from ..document.documents import Document
 from ..document.kernel_service import KernelService
@@ -52,6 +52,8 @@ AGAIN, SWEEP = 1.0, 60.0
 PUBLISH = 5.0
 # What is wrong with the published states is logged at most every SAY seconds.
 SAY = 10.0
+# The file that says who is banned, beside that of the states.
+BANNED = os.path.basename(BANS)
 # How long to wait for a run that changes the host's routing, before a pass waits for it.
 LOCK_WAIT = 0.05
 # Each may use at most 1/SHARE of the CPU. One that fails is tried again after RETRY seconds.
@@ -110,7 +112,7 @@ class KernelServices:
         now = self._clock()
         if self._watch is None:
             reader = self._host.backend_states
-            self._watch = FileWatch(reader.path if isinstance(reader, Reader) else BACKEND_STATES)
+            self._watch = FileWatch(reader.path if isinstance(reader, Reader) else BACKEND_STATES, BANNED)
             self._file.load()
             self._due[self._look] = now
         # The pass may have read other states than those that are published now.
@@ -185,6 +187,9 @@ class KernelServices:
             self._sweep()
             self._due[self._sweep] = self._clock() + AGAIN
         self._not_before = self._clock() + max(GAP, (self._cpu() - cpu) * FOLLOW_SHARE)
+        until_end = self._host.bans().next_end - time.time()
+        if until_end < float("inf"):
+            self._due.setdefault(self._update_states, max(self._not_before, self._clock() + until_end))
 
     def restore(self) -> None:
         """Write the table at once if it is missing; ``restored`` tells the next pass, which counts the repair."""
@@ -233,7 +238,7 @@ class KernelServices:
         if now < self._say_at:
             self._due.setdefault(self._update_states, self._say_at)
             return
-        wrong = {states.fault} if states.fault else set()
+        wrong = {*filter(None, (states.fault, self._host.bans().fault))}
         unknown = ", ".join(states.unknown(self._services))
         wrong |= {f"states of backends that no document has are ignored: {unknown}"} if unknown else set()
         for sentence in sorted(wrong - self._said):

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..._shared import paths
 from ..datapath.table import Datapath
-from ..host import backend_states, files, runner
+from ..host import backend_states, bans, files, runner
 from ..host.mac_cache import Macs
 from ..host.sysctl import Sysctls
 from ..netlink.kernel import Kernel
@@ -44,6 +44,8 @@ class Host:
     make_datapath: Callable[[Any], Any] = Datapath
     # What the forwarder's checker says of the backends of kernel services.
     backend_states: Callable[[], backend_states.States] = field(default_factory=backend_states.Reader)
+    # Who is banned at kernel services, as the forwarder says.
+    bans: Callable[[], bans.Bans] = field(default_factory=bans.Reader)
     # Where the keeper asks the forwarder whether it is healthy.
     admin_socket: str = paths.ADMIN_SOCKET
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..datapath import render
+from ..datapath import banned, render
 from ..datapath.model import Live, Table, transaction
 from ..document.documents import Document
 from ..document.kernel_service import KernelService
@@ -27,6 +27,8 @@ CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"
 MASK = 0xFF
 # The chains that depend on the states of backends.
 OF_STATES = ("buckets_", "sockets_")
+# Chains, sets and counters that depend on who is banned.
+OF_BANS = ("banned", "denied_")
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,18 @@ def _is_sound(live: Live, wanted: Table) -> bool:
     of_states = [name for name in wanted.chains if name.startswith(OF_STATES)]
     if any(len(live.chains.get(name, (None, ()))[1]) != 1 for name in of_states):
         return False
-    present = {name: chain for name, chain in live.chains.items() if not name.startswith(OF_STATES)}
-    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(OF_STATES)}
-    return not transaction(replace(live, chains=present), replace(wanted, chains=chains))
+    others = (*OF_STATES, *OF_BANS)
+    present = {name: chain for name, chain in live.chains.items() if not name.startswith(others)}
+    chains = {name: chain for name, chain in wanted.chains.items() if not name.startswith(others)}
+    wanted = replace(
+        wanted,
+        chains=chains,
+        sets={name: one for name, one in wanted.sets.items() if not name.startswith(OF_BANS)},
+        counters={name for name in wanted.counters if not name.startswith(OF_BANS)},
+    )
+    counters = frozenset(name for name in live.counters if not name.startswith(OF_BANS))
+    sets = frozenset(name for name in live.sets if not name.startswith(OF_BANS))
+    return not transaction(replace(live, chains=present, counters=counters, sets=sets), wanted)
 
 
 def _need_nft(host: Host) -> None:
@@ -97,7 +108,7 @@ def table(host: Host, document: Document) -> Table:
         return Table()
     mark = document.bypass or MASK
     entries = host.sysctls.value(CONNTRACK_MAX)
-    return render.render(
+    found = render.render(
         document.services,
         host.backend_states(),
         forwarding.strangers(document, host.sysctls),
@@ -105,6 +116,7 @@ def table(host: Host, document: Document) -> Table:
         mark,
         int(entries) if entries else render.DEFAULT_ENTRIES,
     )
+    return banned.add(found, document.services, host.bans().lists)
 
 
 def write(host: Host, document: Document) -> None:

@@ -66,7 +66,9 @@ GOOD = ["", "192.0.2.0/24", None, "why", 1]
 
 
 @pytest.mark.parametrize(("records", "reason"), [
-    ({}, "is not a list"), ([GOOD[:4]], "is not [[]service"), ([["", "192.0.2.0/24", True, "", 1]], "is not [[]service"),
+    ({}, "is not a list"),
+    ([GOOD[:4]], "is not [[]service"),
+    ([["", "192.0.2.0/24", True, "", 1]], "is not [[]service"),
     ([["", "192.0.2.1/24", None, "", 1]], "has host bits"),
     ([["", "192.0.2.1", 1 << 32, "", 1]], "no second"),
 ])  # fmt: skip
