@@ -71,7 +71,8 @@ class Proxy:
         self.start_forwarder()
 
     def start_forwarder(self) -> None:
-        config = make_config(make_service(self._lab, "web", PORT, 8080, backends=["b"]))
+        listen = [{"address": ADDRESS[family], "port": PORT} for family in FAMILIES]
+        config = make_config(make_service(self._lab, "web", PORT, 8080, backends=["b"], listen=listen))
         self.forwarder = Forwarder(self._lab, config, directory=self.keeper.admin_socket.parent).serve()
 
     @property
@@ -122,6 +123,7 @@ def test_clients_reach_a_healthy_proxy_at_the_address(lab, router, proxy):
             socket.create_connection((ADDRESS[family], PORT), timeout=5).close()
         assert community(router, family) == "65001:80"
     assert proxy.announced["state"] == "announced"
+    assert proxy.forwarder.status()["services"][0]["absent"] == []
 
 
 def test_a_keeper_that_restarts_withdraws_nothing(router, proxy):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import ipaddress
 import socket
@@ -38,20 +39,29 @@ def absent(services):
             if listener.wildcard or address in own:
                 continue
             if address not in bindable:
-                bindable[address] = _is_local(address)
+                bindable[address] = is_local(address)
             if not bindable[address]:
                 found.setdefault(service.name, []).append(str(listener))
     return found
 
 
-def _is_local(address):
+def is_local(address):
     """Whether the kernel treats an address as this host's, like 127.0.0.2 or an address with a local route."""
-    with socket.socket(socket_family_of(address), socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind((address, 0))
-        except OSError:
-            return False
-    return True
+    for attempt in (_bind, _connect_on_lo) if ":" in address else (_bind,):
+        with contextlib.suppress(OSError), socket.socket(socket_family_of(address), socket.SOCK_DGRAM) as sock:
+            attempt(sock, address)
+            return True
+    return False
+
+
+def _bind(sock, address):
+    sock.bind((address, 0))
+
+
+def _connect_on_lo(sock, address):
+    """Fail unless a local route of lo leads to an IPv6 address, which cannot be bound then; nothing is sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    sock.connect((address, 9))
 
 
 def parse_ifconf(data: bytes) -> list[str]:
