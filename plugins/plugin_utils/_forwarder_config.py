@@ -11,7 +11,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config import config
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import HASH_TABLES
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.defaults import (
+    HASH_TABLES,
+    HEALTHY_NEEDS,
+)
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._announce import announced_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._datapath import KERNEL, KEY, Datapaths
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, collect
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
@@ -20,9 +24,11 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._port_slices import
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._proxy_ids import proxy_id
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._reachability import backend_addresses
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._services import ServiceRef
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._virtual_ips import virtual_addresses
 
 # In place of an id that could not be derived, so that the rest of the config can be checked.
 UNKNOWN_ID = 255
+ANNOUNCED = "announced"  # name of the addresses that BGP announces, in virtual_addresses
 
 
 def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +68,12 @@ def forwarder_config(fleet: Fleet, proxy: str, settings: Mapping[str, Any]) -> d
         hosts = [*fleet.proxies, *(ref.label for service in mine for ref in service.backends)]
         addresses = {str(one) for host in dict.fromkeys(hosts) for one in fleet.own_addresses(host)}
         settings["never_ban"] = [*settings.get("never_ban", ()), *sorted(addresses)]
+    if settings.get("healthy_needs") == HEALTHY_NEEDS[0]:
+        del settings["healthy_needs"]  # the same
+    announced = [str(one) for one in announced_addresses(fleet, proxy)]
+    virtual = {**(collect(errors, virtual_addresses, fleet, proxy) or {}), ANNOUNCED: announced}
+    if any(virtual.values()):  # version 0.1.0 does not know the key
+        settings["virtual_addresses"] = {name: found for name, found in virtual.items() if found}
     data = {"schema": SCHEMA, "proxy_id": number or UNKNOWN_ID, **own, **settings, "services": services}
     try:
         config.load(data)

@@ -26,7 +26,7 @@ DEFAULTS = read(ROLE / "defaults" / "main.yml")
 TEMPLATES = read(ROLE / "vars" / "main.yml")["_forwarder_settings"]
 SECTIONS = {"log": settings.Log, "admin": settings.Admin, "metrics": settings.Metrics}
 #: Keys without a variable: derived from the fleet, or (the socket) from the unit.
-DERIVED = {"proxy_id", "services", "source_ports", "admin.socket"}
+DERIVED = {"proxy_id", "services", "source_ports", "admin.socket", "virtual_addresses"}
 
 DOCUMENT = minimal()
 
@@ -64,7 +64,12 @@ def test_the_defaults_of_the_role_are_those_of_the_config():
     assert loaded() == config.load(DOCUMENT)
 
 
-CHOICES = {"hash_table": defaults.HASH_TABLES, "log.format": defaults.LOG_FORMATS, "log.level": defaults.LOG_LEVELS}
+CHOICES = {
+    "hash_table": defaults.HASH_TABLES,
+    "healthy_needs": defaults.HEALTHY_NEEDS,
+    "log.format": defaults.LOG_FORMATS,
+    "log.level": defaults.LOG_LEVELS,
+}
 
 
 #: key: a value that differs from the default, and one that the config refuses
@@ -74,6 +79,7 @@ VALUES = {
     "deny_files": (["/srv/bans"], "/srv/bans"),
     "never_ban": (["192.0.2.0/24"], "192.0.2.0/24"),
     "hash_table": ("maglev", "table"),
+    "healthy_needs": ("each", "all"),
     "workers": (3, defaults.WORKERS.high + 1),
     "log.format": ("logfmt", "xml"),
     "log.level": ("error", "loud"),

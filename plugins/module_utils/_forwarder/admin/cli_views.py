@@ -20,6 +20,7 @@ from .status import (
     denied_lines,
     draining_workers,
     duration,
+    first_tier_lines,
     name_and_tier,
     not_saved,
     old_generation_line,
@@ -209,6 +210,7 @@ def table(document, rates=None):
     if sentence := not_saved(document):
         lines.append(sentence)
     lines += denied_lines(document)
+    lines += first_tier_lines(document)
     lines += map(old_generation_line, document.get("old_generations", ()))  # not of version 0.1.0
     for service in document["services"]:
         listen = ", ".join(service["listen"])

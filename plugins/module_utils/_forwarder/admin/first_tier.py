@@ -70,7 +70,7 @@ def asleep(processes: Iterable[Process]) -> frozenset[int]:
 
 def needed(config, need: str | None = None) -> str:
     """Return which services need a backend: ``need``, or what the config says; one of HEALTHY_NEEDS."""
-    return need or getattr(config, "healthy_needs", None) or NONE
+    return need or (config.healthy_needs if config else None) or NONE
 
 
 def evaluate(facts: Facts, service: str | None = None, need: str | None = None) -> Verdict:

@@ -1,18 +1,23 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pages of the metrics server: /metrics for Prometheus, / for people, /status.json for programs."""
+"""The pages of the metrics server: /metrics for Prometheus, / for people, /status.json for programs.
+
+/healthz answers load balancers: 200 if this proxy should get clients, else 503, with a sentence.
+"""
 
 from __future__ import annotations
 
 import html
 
 from . import metrics
+from .first_tier import FirstTier
 from .kernel_services import age_text, in_kernel, known
 from .status import (
     NOT_LOADED,
     agent_text,
     denied_lines,
+    first_tier_lines,
     name_and_tier,
     not_saved,
     old_generation_line,
@@ -45,14 +50,14 @@ _COLUMNS = (
 )
 
 
-def answer(take_snapshot, path):
-    """Return (status line, content type, iterator of the body's text) for a path.
-
-    ``take_snapshot()`` returns a Snapshot, or None before the first config is served.
-    """
-    snapshot = take_snapshot() if path in _PAGES else None
+def answer(forwarder, path):
+    """Return (status line, content type, iterator of the body's text) for a path; ``forwarder``: commands.Forwarder."""
+    if path == "/healthz":
+        verdict = FirstTier(forwarder).verdict()
+        return "200 OK" if verdict.healthy else "503 Service Unavailable", "text/plain", iter([f"{verdict.sentence}\n"])
+    snapshot = forwarder.snapshot() if path in _PAGES else None
     if snapshot is None:
-        return "404 Not Found", "text/plain", iter(["the pages are /, /metrics and /status.json\n"])
+        return "404 Not Found", "text/plain", iter(["the pages are /, /healthz, /metrics and /status.json\n"])
     kind, render_pieces = _PAGES[path]
     return "200 OK", kind, render_pieces(status(snapshot))
 
@@ -68,6 +73,7 @@ def pieces(document):
     wrong = [line for line in denied_lines(document) if NOT_LOADED in line]
     for alarm in [*document["alarms"], *filter(None, [not_saved(document)]), *wrong]:
         yield f'<p class="alarm">{html.escape(alarm)}</p>'
+    yield from (f"<p>{html.escape(line)}</p>" for line in first_tier_lines(document))
     last = document["last_reload"]
     yield f"<p>generation {document['generation']}, loaded {html.escape(document['loaded_at'])}"
     yield f"; the last reload failed: {html.escape(str(last['error']))}</p>" if last["error"] else "</p>"

@@ -9,6 +9,7 @@ from itertools import chain, islice
 
 from ..backends.flapping import PAUSED
 from ..counters.shared_memory import DISABLED, ENDED, FAILURES, LADDER, LATENCY_BOUNDS, REFUSED, STATES
+from .first_tier import REASONS
 from .kernel_services import FLOOD, in_kernel
 from .status import draining_workers
 
@@ -34,6 +35,7 @@ def pieces(status):
 def lines(status):
     """Yield the lines of the metrics of a status document, all samples of one metric in a row."""
     yield from _process(status)
+    yield from _first_tier(status["first_tier"])
     yield from _events(status)
     services = [(_labels(service=service["name"]), service) for service in status["services"]]
     yield from _services(services)
@@ -133,6 +135,25 @@ def _denied(denied):
         ("denied_entries", "gauge", "Networks that are refused: bans of operators, and of each file.", entries),
         ("deny_file_ok", "gauge", "1 if the file of denied networks is in effect as it is, else 0.", loaded),
     ]
+
+
+def _first_tier(tier):
+    tier = tier or {}
+    healthy, reason = tier.get("healthy"), tier.get("reason")
+    text = "1 if this proxy should get clients, else 0."
+    yield from _metric("healthy", "gauge", text, [("", int(healthy))] if tier else [])
+    text = "1 for the first reason why this proxy should not get clients, 0 for all others."
+    reasons = _by_label("reason", {one: int(one == reason) for one in REASONS})
+    yield from _metric("unhealthy_reason", "gauge", text, reasons if tier else [])
+    text = "1 if an operator has withdrawn this proxy, else 0."
+    yield from _metric("withdrawn", "gauge", text, [("", int(tier["withdrawn"] is not None))] if tier else [])
+    text = "1 if this host has the virtual address, else 0."
+    here = [
+        (_labels(name=name, address=address), int(here))
+        for name, addresses in tier.get("addresses", {}).items()
+        for address, here in addresses.items()
+    ]
+    yield from _metric("virtual_address_here", "gauge", text, here)
 
 
 def _events(status):

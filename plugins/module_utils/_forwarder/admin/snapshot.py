@@ -71,4 +71,6 @@ class Snapshot:
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     kernel: KernelNumbers = NO_NUMBERS  # of the services that the kernel forwards
     denied: dict[str, Any] = field(default_factory=dict)  # deny_lists.DenyLists.status()
+    #: {"healthy", "reason", "sentence" (first_tier.py), "withdrawn", "addresses"}
+    first_tier: dict[str, Any] = field(default_factory=dict)
     state_file: dict[str, str | None] | None = None  # {"path", "saved_at", "error"}; None: nothing is stored

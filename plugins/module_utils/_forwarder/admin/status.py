@@ -6,7 +6,10 @@
 {"pid", "version", "generation", "archive", "config", "loaded_at", "failed": {name of a socket: why it could not be
    bound}, "last_reload" (runtime_file.py), "reloads": {"ok", "failed"}, "restarts": int, "log_level": str,
  "state_file": {"path", "saved_at" (time of the last success), "error": why the last save failed or null}, or null,
- "hash_table" (null: no config is loaded), "alarms": [sentences], "totals": {field: int},
+ "hash_table" (null: no config is loaded),
+ "first_tier": {"healthy": bool, "reason": code or null, "sentence" (first_tier.py: whether this proxy should get
+   clients), "withdrawn": {"since", "reason"} or null, "addresses": {name: {virtual address: is it here}}},
+ "alarms": [sentences], "totals": {field: int},
  "old_generations": [{"generation", "version", "archive", "loaded_at" (these three may be null), "age" (seconds since it
    was replaced), "workers", "sessions", "memory" (bytes), "seconds_left" (null: no deadline)}],
  "drain_memory_ended": int (sessions),
@@ -77,6 +80,7 @@ def status(snapshot: Snapshot) -> dict:
         "log_level": snapshot.log_level,
         "state_file": snapshot.state_file,
         "hash_table": config.used_hash_table if config else None,
+        "first_tier": snapshot.first_tier,
         "alarms": [f"{family}: {LOCAL_DELIVERY}" for family in snapshot.region.common_causes()],
         "totals": {name: worker_totals.get(name, 0) for name in WORKER_FIELDS},
         "old_generations": [_old_generation(old, snapshot.now) for old in snapshot.old_generations],
@@ -86,6 +90,20 @@ def status(snapshot: Snapshot) -> dict:
         "checker": {"pid": checker.pid, "hung": _hangs(checker)} if checker else None,
         "services": [_service(snapshot, service, absent) for service in config.services] if config else [],
     }
+
+
+def first_tier_lines(document: dict) -> list[str]:
+    """Return lines about the first tier: why this proxy should get no clients, and which virtual addresses it has."""
+    tier = document.get("first_tier") or {}  # version 0.1.0 has none
+    lines = [] if tier.get("healthy", True) else [tier["sentence"]]
+    withdrawn = tier.get("withdrawn")
+    if withdrawn:
+        because = f": {withdrawn['reason']}" if withdrawn["reason"] else ""
+        lines.append(f"withdrawn since {withdrawn['since']}{because}")
+    for name, addresses in tier.get("addresses", {}).items():
+        parts = [f"{address} {'is here' if here else 'is not here'}" for address, here in addresses.items()]
+        lines.append(f"virtual address {name}: {', '.join(parts)}")
+    return lines
 
 
 def not_saved(document: dict) -> str | None:

@@ -41,6 +41,8 @@ class Config:
     hash_table: str | None = None  # None: the first of HASH_TABLES; 0.1.0 does not have the key
     deny_files: tuple[str, ...] | None = None  # nor these two
     never_ban: tuple[str, ...] | None = None
+    healthy_needs: str | None = None  # None: none; 0.1.0 does not have the key
+    virtual_addresses: dict[str, tuple[str, ...]] | None = None  # by name; 0.1.0 does not have the key
     log: Log = field(default_factory=Log)
     source_ports: PortRange | None = None
     workers: int = defaults.WORKERS.default
@@ -80,6 +82,8 @@ def load(data: Any) -> Config:
         "hash_table": document.choice("hash_table", defaults.HASH_TABLES, None),
         "deny_files": document.files("deny_files", defaults.MAX_PATH, defaults.MAX_DENY_FILES) or None,
         "never_ban": document.networks("never_ban") or None,
+        "healthy_needs": settings.read_healthy_needs(document),
+        "virtual_addresses": settings.read_virtual_addresses(document),
         "log": settings.read_log(document.section("log")),
         "source_ports": settings.read_source_ports(document),
         "workers": document.integer("workers", "a number of workers", *defaults.WORKERS),

@@ -87,6 +87,19 @@ def read_metrics(part: Fields) -> Metrics:
     return Metrics(listen=listen)
 
 
+def read_healthy_needs(document: Fields) -> str | None:
+    """Return which services need a backend for this proxy to be healthy: ANY, EACH, or None."""
+    needs = document.choice("healthy_needs", defaults.HEALTHY_NEEDS)
+    return None if needs == defaults.NONE else needs
+
+
+def read_virtual_addresses(document: Fields) -> dict[str, tuple[str, ...]] | None:
+    """Return the addresses at ``virtual_addresses`` by name, in canonical form; None when there are none."""
+    part = document.optional_section("virtual_addresses")
+    found = {name: tuple(map(str, part.addresses(name, ()))) for name in part.data or ()} if part else {}
+    return found or None
+
+
 def read_log(part: Fields) -> Log:
     """Return the Log of a section."""
     log = Log(

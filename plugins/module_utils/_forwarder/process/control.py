@@ -9,17 +9,20 @@ from collections.abc import Callable
 
 from ..admin import first_tier, kernel_services, runtime_file
 from ..admin.snapshot import Snapshot
+from ..backends.health_state import LOCAL_DELIVERY
 from ..counters.overrides import Overrides
 from ..counters.shared_memory import EPOCH_ADMIN, EPOCH_HEALTH
 from . import listeners
 from .children import CHECKER, WORKER, publish_states
 from .deny_lists import DenyLists
 from .generation import Generations
+from .local_delivery import LocalDelivery
 from .log_settings import LogSettings
 from .old_generations import OldGenerations
 from .reload_results import ReloadResults
 from .saver import Saver, Then
 from .supervisor_loop import SupervisorLoop
+from .virtual_addresses import VirtualAddresses
 from .worker_pool import WorkerPool
 
 
@@ -48,6 +51,8 @@ class Control:
         self._log_settings = log_settings
         self._results = results
         self._saver = saver
+        self._delivery = LocalDelivery(loop, self._serving)
+        self._addresses = VirtualAddresses(loop, self._serving)
         self._live = (0, 0.0)  # number of the live generation, and when it was first seen
         self._served: tuple[object, frozenset[str]] = (
             None,
@@ -86,6 +91,7 @@ class Control:
             state_file=self._saver.status(),
             kernel=self._kernel_numbers(live.config),
             denied=self.deny_lists.status(),
+            first_tier=self._first_tier_status(),
         )
 
     @staticmethod
@@ -114,10 +120,29 @@ class Control:
             checker=checkers[0] if checkers else None,
             beats=tuple(None if beat is None else now - beat for beat in beats),
             asleep=first_tier.asleep([*workers, *checkers]),
+            broken_delivery=(*self._delivery.faults(), *self._all_broken(live.region)),
             failed=listeners.failures(live.config, live.failed) if live.config else {},
             without_backend=self._without_backend(live, now) if backends else frozenset(),
             withdrawn=self.overrides.withdrawn,
         )
+
+    def _first_tier_status(self):
+        verdict = first_tier.FirstTier(self).verdict()
+        return {**verdict._asdict(), "withdrawn": self.overrides.withdrawn, "addresses": self._addresses.look()}
+
+    def _serving(self):
+        live = self._generations.live
+        return (live.number, live.config) if live else (0, None)
+
+    @staticmethod
+    def _all_broken(region):
+        """Return a sentence if health checks find every return path of all families broken."""
+        families = {family for _service, _backend, family in region.targets}
+        return [LOCAL_DELIVERY] if families and families == set(region.common_causes()) else []
+
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that forked children must close."""
+        return self._delivery.descriptors()
 
     def _without_backend(self, live, now):
         """Return the services without a backend that is up; look anew only if a state has changed."""

@@ -86,9 +86,9 @@ class Supervisor:
         self._old = OldGenerations(self._loop, self._pool, self._generations, self._orphans)
         seen = (self._loop, self._generations, self._pool, self._old, self._overrides, self._results)
         self._saver = Saver(*seen, self._listening, self, self._deny_lists)
-        control = Control(*seen, self._log_settings, self._saver, self._deny_lists)
-        self._admin = Admin(control)
-        answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, control.snapshot)}
+        self._control = Control(*seen, self._log_settings, self._saver, self._deny_lists)
+        self._admin = Admin(self._control)
+        answers = {ADMIN: self._admin.answer, METRICS: partial(http_views.answer, self._control)}
         self._servers = Servers(self._loop, answers)
         self._rebinding = rebinding.Rebinding(
             self._loop, self._generations, self._listening, self._servers, self._results, self
@@ -217,7 +217,7 @@ class Supervisor:
         candidate = self._generations.candidate
         servers = candidate.new_servers.values() if candidate else ()
         served = (self._loop, self._reload, self._servers, self._orphans, self._notifier, self._lock, self._pool)
-        parts = (*served, self._saver, self._deny_lists)
+        parts = (*served, self._saver, self._deny_lists, self._control)
         return [*(sock.fileno() for sock in servers), *(number for part in parts for number in part.descriptors())]
 
     # -- loading a config ------------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ whole = {
     "drain_timeout": seconds,
     "drain_memory": st.integers(1, 4096),
     "hash_table": st.sampled_from(defaults.HASH_TABLES),
+    "healthy_needs": st.sampled_from(defaults.HEALTHY_NEEDS),
+    "virtual_addresses": st.dictionaries(names, st.just(["198.18.0.100", "2001:db8::100"])),
     "workers": st.integers(0, 64),
     "admin": st.fixed_dictionaries({}, optional={"socket": st.just("/run/l4proxy/x.sock"), "group": names}),
     "metrics": st.fixed_dictionaries({}, optional={"listen": st.sampled_from(["127.0.0.1:9109", "[::1]:9109"])}),

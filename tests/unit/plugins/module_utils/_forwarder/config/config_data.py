@@ -41,7 +41,8 @@ def full():
     }  # fmt: skip
     return {
         "schema": 1, "proxy_id": 11, "drain_timeout": 45.0, "drain_memory": 512, "workers": 3, "services": [service],
-        "hash_table": "maglev",
+        "hash_table": "maglev", "healthy_needs": "each",
+        "virtual_addresses": {"web": ["198.18.0.100", "2001:db8::100"], "announced": ["203.0.113.9"]},
         "log": {"format": "logfmt", "level": "warning"}, "source_ports": {"first": 32768, "last": 34531},
         "admin": {"socket": "/run/l4proxy/other.sock", "group": "adm"}, "metrics": {"listen": "127.0.0.1:9110"},
     }  # fmt: skip

@@ -61,7 +61,7 @@ def test_the_document_of_defaults_has_no_key_that_version_0_1_0_refuses():
     keys = {*document, *service, *service["health"], *service["backends"][0]}
     later = {"deny_files", "never_ban"}
     later |= {"drain_timeout", "drain_memory", "priority", "on_down", "hash_table", "hash_balance_factor", "agent"}
-    later |= {"datapath"}
+    later |= {"datapath", "healthy_needs", "virtual_addresses"}
     assert keys & later == set()
     assert service["health"].keys() & {"max_out", "flap_pause", "flap_pause_max"} == set()
 

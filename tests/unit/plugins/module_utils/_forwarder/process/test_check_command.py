@@ -34,8 +34,8 @@ def checks_tls(ca_file):
 
 
 KEYS = (
-    "admin, deny_files, drain_memory, drain_timeout, hash_table, log, metrics, never_ban, proxy_id, schema, services, "
-    "source_ports, workers"
+    "admin, deny_files, drain_memory, drain_timeout, hash_table, healthy_needs, log, metrics, never_ban, proxy_id, "
+    "schema, services, source_ports, virtual_addresses, workers"
 )
 
 
