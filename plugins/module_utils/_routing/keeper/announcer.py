@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..document.announced import ANNOUNCED, GRACEFUL, OWNER, PROTOCOL, Announced
+from ..document.announced import ANNOUNCED, GRACEFUL, LOCAL, OWNER, PROTOCOL, Announced, from_route
 from ..document.documents import Document
 from ..document.model import MAIN
 from ..errors import RoutingError
@@ -144,7 +144,10 @@ class Announcer:
                 if self._question and self._question.fault and self._metric and not present & self._tokens():
                     # Its unit has removed them: it has ended, and the hold time begins anew.
                     self._decide(Verdict(False, None, self._question.fault), now)
-                wanted = {each.token(self._metric) for each in self._addresses} if self._metric else set()
+                # Only what this host accepts: a run may be about to remove the address, or somebody has.
+                local = {from_route(each.value) for each in kernel.routes(PROTOCOL, LOCAL) if each.value}
+                here = [each for each in self._addresses if each in local]
+                wanted = {each.token(self._metric) for each in here} if self._metric else set()
                 # Adding first: between two tokens the address would be withdrawn. A lost one is added after an answer.
                 for route in wanted - present if verdict else ():
                     kernel.set_route(route, PROTOCOL)

@@ -28,7 +28,7 @@ class Host:
 
     def __init__(self, *present: Route):
         self.now, self.says, self.asked, self.failing = 0.0, HEALTHY, 0, None
-        self.tokens, self.shown = [OTHERS, *present], []
+        self.tokens, self.shown, self.here = [OTHERS, *present], [], list(ADDRESSES)
         self.restart()
 
     def restart(self) -> None:
@@ -51,8 +51,9 @@ class Host:
     def __exit__(self, *_error):
         pass
 
-    def routes(self, _protocol, _table):
-        return [SimpleNamespace(value=route) for route in self.tokens]
+    def routes(self, _protocol, table):
+        found = self.tokens if table == MAIN else [each.local_route for each in self.here]
+        return [SimpleNamespace(value=route) for route in found]
 
     def set_route(self, route, _protocol):
         if self.failing:
@@ -138,6 +139,14 @@ def test_a_lost_token_is_restored_and_a_kernel_that_refuses_is_reported():
     assert host.announcer.problems[0].startswith("cannot change what is announced of 203.0.113.80, 2001:db8:80::80")
     host.failing = None
     assert (host.run(0.6), host.announcer.problems) == ({1}, [])
+
+
+def test_an_address_that_the_host_no_longer_accepts_loses_its_token():
+    host = Host()
+    host.run(11)
+    host.here.pop()
+    host.run(0.6)
+    assert [route.family for route in host.tokens if route != OTHERS] == ["ipv4"]
 
 
 def test_a_forwarder_that_has_ended_and_whose_unit_has_removed_the_tokens_has_to_hold_again():
