@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._errors import DerivationError, raise_all
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._facts import Address, HostAddress, usable
@@ -124,17 +124,40 @@ def _faults(fleet: Fleet, path: str, entry: Any) -> Iterator[str]:
         return
     yield from (f"{path}.{key}: unknown key; the keys are {', '.join(KEYS)}" for key in entry if key not in KEYS)
     yield from (f"{path}.{key}: is missing" for key in REQUIRED if key not in entry)
-    for key, value in entry.items():
-        check = CHECKS.get(key)
-        yield from (f"{path}.{key}: {fault}" for fault in (check(fleet, value) if check else ()))
+    if "addresses" in entry:
+        yield from (f"{path}.addresses: {fault}" for fault in _address_faults(entry["addresses"]))
+    if "proxies" in entry:
+        yield from (f"{path}.proxies: {fault}" for fault in _proxies_faults(fleet, entry["proxies"]))
+    for key, (valid, rule) in VALUES.items():
+        if key in entry and not valid(entry[key]):
+            yield f"{path}.{key}: {entry[key]!r} {rule}"
 
 
-def _name_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        yield f"{value!r} must be 1 to 32 letters, digits, _ or -, and begin with a letter or digit"
+def _is_advert(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and ADVERT_LEAST <= value <= ADVERT_MOST and round(value * 100) == round(value * 100, 6)
 
 
-def _address_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
+# What a key with a single value may have, and what is said otherwise.
+VALUES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "name": (
+        lambda value: isinstance(value, str) and NAME.fullmatch(value),
+        "must be 1 to 32 letters, digits, _ or -, and begin with a letter or digit",
+    ),
+    "interface": (lambda value: isinstance(value, str) and value, "is not the name of an interface, such as eth1"),
+    "vrid": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255,
+        "is not a virtual router id; use a whole number from 1 to 255",
+    ),
+    "advert": (
+        _is_advert,
+        f"must be {ADVERT_LEAST} to {ADVERT_MOST} seconds, in hundredths; the default is {ADVERT}",
+    ),
+    "preempt": (lambda value: isinstance(value, bool), "must be true or false"),
+}
+
+
+def _address_faults(value: Any) -> Iterator[str]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         yield "must be a list of IP addresses"
         return
@@ -168,38 +191,6 @@ def _proxies_faults(fleet: Fleet, value: Any) -> Iterator[str]:
             yield f"{name!r} is listed twice; remove one"
     if len(value) > MOST_PROXIES:
         yield f"{len(value)} proxies are more than {MOST_PROXIES}; for so many, use l4proxy_announce"
-
-
-def _interface_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
-    if not isinstance(value, str) or not value:
-        yield f"{value!r} is not the name of an interface, such as eth1"
-
-
-def _vrid_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
-        yield f"{value!r} is not a virtual router id; use a whole number from 1 to 255"
-
-
-def _advert_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not ADVERT_LEAST <= value <= ADVERT_MOST or round(value * 100) != round(value * 100, 6):
-        yield f"{value!r} must be {ADVERT_LEAST} to {ADVERT_MOST} seconds, in hundredths; the default is {ADVERT}"
-
-
-def _preempt_faults(_fleet: Fleet, value: Any) -> Iterator[str]:
-    if not isinstance(value, bool):
-        yield f"{value!r} must be true or false"
-
-
-CHECKS = {
-    "name": _name_faults,
-    "addresses": _address_faults,
-    "proxies": _proxies_faults,
-    "interface": _interface_faults,
-    "vrid": _vrid_faults,
-    "advert": _advert_faults,
-    "preempt": _preempt_faults,
-}
 
 
 # -- addresses that are taken --------------------------------------------------------------------------------------
