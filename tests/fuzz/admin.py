@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins"))
 with atheris.instrument_imports():
     from module_utils._forwarder.admin import commands, protocols
     from module_utils._forwarder.counters import overrides
+    from module_utils._forwarder.process import deny_lists
 from module_utils._forwarder.config.config import Config
 from module_utils._forwarder.config.service import Backend, Service
 
@@ -50,6 +51,10 @@ class Forwarder:
 
     def __init__(self) -> None:
         self.overrides = overrides.Overrides()
+        loop, live = SimpleNamespace(log=SimpleNamespace(event=nothing)), SimpleNamespace(config=CONFIG)
+        pool = SimpleNamespace(children={}, denied=(0, ()))
+        self.deny_lists = deny_lists.DenyLists(loop, SimpleNamespace(live=live), pool, None)
+        self.deny_lists.publish = nothing
         self.log = SimpleNamespace(level="info", event=nothing)
         self.publish_overrides = self.set_log_level = self.call_later = nothing
 
@@ -93,6 +98,8 @@ def one_input(data: bytes) -> None:
     for reply in replies:
         if reply["ok"] is not True and not isinstance(reply["error"], str):
             raise RuntimeError(f"{reply} is not an answer")
+    for table in forwarder.deny_lists.tables.values():
+        table.close()
     if not forwarder.overrides.of("web", "b").keys() <= {"state", "weight"}:
         raise RuntimeError(f"{forwarder.overrides.of('web', 'b')} is not an override")
     client, _rest = ask(protocols.http_handler(lambda path: ("200 OK", "text/plain", iter([path]))), data)

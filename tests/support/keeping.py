@@ -21,19 +21,20 @@ from tests.support.waiting import PATIENCE, eventually
 
 # As `l4proxy keep`, but with files of the lab instead of the machine's.
 PROGRAM = """
-import logging, sys
-from l4proxy._routing.host import backend_states, runner, sysctl
+import logging, os, sys
+from l4proxy._routing.host import backend_states, bans, runner, sysctl
 from l4proxy._routing.reconcile.host import Host
 from l4proxy._routing.keeper import announcer, command, kernel_services
 kernel_services.PUBLISH, kernel_services.SAY = 0.5, 0.05  # seconds; so tests need not wait so long
 announcer.HOLD, announcer.GRACE = 1.0, 1.5
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
 directory, memory, lock, states, iptables, admin = sys.argv[1:]
-states = backend_states.Reader(states)
+banned = bans.Reader(os.path.join(os.path.dirname(states), "denied.json"))
+files = {"backend_states": backend_states.Reader(states), "bans": banned}
 def run(argv, stdin=None):  # Debian has two iptables; the alternatives system names one
     name = argv[0].replace("tables", f"tables-{iptables}") if argv[0].startswith("ip") else argv[0]
     return runner.run([name, *argv[1:]], stdin)
-host = Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock, backend_states=states, admin_socket=admin)
+host = Host(runner=run, sysctls=sysctl.Sysctls(memory), lock=lock, admin_socket=admin, **files)
 raise SystemExit(command.run(directory, host=host))
 """
 # As the systemd unit sets it.
@@ -73,10 +74,19 @@ class Running:
 
     def publish(self, services: dict) -> None:
         """Replace the states of backends, as a forwarder does."""
-        self.states.parent.mkdir(exist_ok=True)
-        new = self.states.with_suffix(".new")
-        new.write_text(json.dumps({"schema": 1, "services": services}), encoding="utf-8")
-        new.rename(self.states)
+        self._replace(self.states, {"schema": 1, "services": services})
+
+    def ban(self, family: str, *ranges: list, service: str = "") -> None:
+        """Replace the list of banned clients, as a forwarder does."""
+        found = {"source": "bans", "service": service, "family": family, "ranges": ranges}
+        self._replace(self.states.with_name("denied.json"), {"schema": 1, "lists": [found] if ranges else []})
+
+    @staticmethod
+    def _replace(path: Path, content: dict) -> None:
+        path.parent.mkdir(exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(content), encoding="utf-8")
+        new.rename(path)
 
     @property
     def counters(self) -> dict:

@@ -97,6 +97,12 @@ def test_what_an_operator_says_of_a_kernel_service_is_published_at_once_also_wit
     forwarder.configure(in_kernel(lab, document(lab), "old"))
     assert forwarder.reload().returncode == 0
     eventually(lambda: len(forwarder.children("l4-checker")) == 1, "the new checker runs", forwarder.show)
+    for network, service in (("2001:db8:7::/126", "old"), ("192.0.2.7", None)):
+        assert forwarder.ask("deny", network=network, service=service)["ok"]
+    path = forwarder.directory / "denied.json"
+    eventually(lambda: len(json.loads(path.read_text())["lists"]) == 2, "bans are published", forwarder.show)
+    found = {one["service"]: one["ranges"] for one in json.loads(path.read_text())["lists"]}
+    assert found == {"": [["192.0.2.7", "192.0.2.7", 0]], "old": [["2001:db8:7::", "2001:db8:7::3", 0]]}
     for checker in (True, False):
         if not checker:
             (pid,) = forwarder.children("l4-checker")

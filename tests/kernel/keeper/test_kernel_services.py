@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.kernel.forwarder.sessions import SERVERS, Session, each_once
+from tests.kernel.forwarder.sessions import SERVERS, Refused, Session, each_once
 from tests.support import udp
 from tests.support.addresses import FAMILIES, address_of
 from tests.support.keeping import keeping
@@ -103,6 +103,42 @@ def moves(one: Session) -> bool:
     one._sock.send(b"!")
     time.sleep(0.05)
     return one.is_reset()
+
+
+@each_once
+def test_a_banned_client_is_refused_within_a_second_until_the_end_of_its_ban(lab, keep, protocol, family):
+    """Backends stay as they are; a restart of the forwarder, which removes its files, lifts no ban."""
+    keeper, client = keep(), address_of(lab["client"], family)
+
+    def is_served() -> bool:
+        try:
+            session(lab, protocol, family).end()
+        except (Refused, ConnectionRefusedError):
+            return False
+        return True
+
+    keeper.publish({"web": {"b": "up", "c": "up"}})
+    keeper.ban(family, [client, client, 0], service="mail")
+    opened = session(lab, protocol, family)
+    began = time.monotonic()
+    end = int(time.time()) + 5
+    keeper.ban(family, [client, client, end])
+    eventually(lambda: not is_served())
+    assert time.monotonic() - began < WITHIN + 3 * udp.QUIET
+    if protocol == "tcp":
+        opened.go_on()
+        eventually(opened.is_reset)
+    for file in list(keeper.states.parent.iterdir()):
+        file.unlink()
+    assert not is_served() or time.time() >= end
+    time.sleep(max(0.0, end - time.time()) + 1)
+    assert is_served()
+    assert keeper.repairs == 0
+    assert keeper.counters["services"]["web"]["refused"]["denied"] > 0
+    for content in ("{", '{"lists": [{"source": "bans"}]}', '{"lists": 7}'):  # of a hostile publisher
+        keeper.states.with_name("denied.json").write_text(content)
+        eventually(lambda: "denied.json is ignored: it has no valid lists" in keeper.log)
+        assert is_served()
 
 
 @each_once

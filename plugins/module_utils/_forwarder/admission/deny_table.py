@@ -295,7 +295,8 @@ class Intervals:
             place = bisect_right(self._first_low, low, begin, place) - 1
             if place < begin:
                 place = begin - 1
-        inside = place >= 0 and (number, low) <= (self._last[place], self._last_low[place])
+        last = self._last[place] if place >= 0 else -1
+        inside = number < last or (number == last and low <= self._last_low[place])
         return self._ends[place] if inside else 0
 
 

@@ -8,8 +8,13 @@ import json
 import os
 
 import pytest
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import deny_table
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.deny_table import Table, show
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import deny_files, deny_lists
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import (
+    deny_files,
+    deny_lists,
+    kernel_bans,
+)
 
 TEST_WRONG = [
     (b"192.0.2.1\n\n192.0.2.0/33 # x\n", "line 3: '192.0.2.0/33' has no prefix length from 0 to 32"),
@@ -67,8 +72,8 @@ GOOD = ["", "192.0.2.0/24", None, "why", 1]
 
 @pytest.mark.parametrize(("records", "reason"), [
     ({}, "is not a list"),
-    ([GOOD[:4]], "is not [[]service"),
-    ([["", "192.0.2.0/24", True, "", 1]], "is not [[]service"),
+    ([GOOD[:4]], r"is not \[service"),
+    ([["", "192.0.2.0/24", True, "", 1]], r"is not \[service"),
     ([["", "192.0.2.1/24", None, "", 1]], "has host bits"),
     ([["", "192.0.2.1", 1 << 32, "", 1]], "no second"),
 ])  # fmt: skip
@@ -76,3 +81,18 @@ def test_bans_in_a_state_file_are_checked(records, reason):
     deny_lists.check_records([GOOD])
     with pytest.raises(ValueError, match=reason):
         deny_lists.check_records(records)
+
+
+def test_what_is_protected_is_not_in_the_list_for_the_kernel():
+    """The same of a network in a file, which may contain a backend."""
+    keys = {"ipv4": [], "ipv6": []}
+    for text in ("10.0.0.0/8", "192.0.2.1", "192.0.2.3"):
+        family, first, length = deny_table.parse(text)
+        keys[family].append(deny_table.key(first, length, 7))
+    memory = os.memfd_create("table")
+    deny_table.write({"web": keys}, memory)
+    found, too_long = kernel_bans.document({"bans": Table(memory)}, ["10.1.0.0/16", "10.1.1.1", "192.0.2.3", "::1"])
+    (one,) = found["lists"]
+    spans = [("10.0.0.0", "10.0.255.255"), ("10.2.0.0", "10.255.255.255"), ("192.0.2.1", "192.0.2.1")]
+    assert one["ranges"] == [[*span, 7] for span in spans]
+    assert (one["source"], one["service"], one["family"], too_long) == ("bans", "web", "ipv4", [])
