@@ -17,6 +17,9 @@ DIRECTORY = "/run/l4proxy"  # paths.RUNTIME_DIRECTORY
 TIMEOUT = 0.8  # seconds; keepalived asks once a second
 STARTING = 0.4  # seconds that a restarting forwarder has to listen again
 RETRY = 0.02  # seconds
+PROMISE = ".until"  # after the path of the socket: a file see Control.promise() and runtime_file.py
+LONGEST_PROMISE = 10.0  # seconds
+REPLACED = "this proxy should get clients: the forwarder is being replaced by a new program"
 UNHEALTHY = "this proxy should not get clients: "  # as in first_tier.py
 OPTIONS = {"--service": "service", "--need-backend": "need_backend", "--socket": ""}
 PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+@"  # characters that JSON needs not escape
@@ -47,6 +50,23 @@ def default_socket():
 
 def ask(path, request):
     """Return (whether this proxy should get clients, sentence); values of ``request`` are inserted into JSON as is."""
+    answer = _ask(path, request)
+    if isinstance(answer, str):
+        return (True, REPLACED) if promised(path) else (False, UNHEALTHY + answer)
+    return answer
+
+
+def promised(path):
+    """Whether a forwarder that was healthy has said that its successor needs a moment to start."""
+    try:
+        with open(path + PROMISE, encoding="ascii") as stream:
+            return 0 < float(stream.read()) - monotonic() <= LONGEST_PROMISE
+    except (OSError, ValueError):
+        return False
+
+
+def _ask(path, request):
+    """Return what ask() does, or why there is no answer."""
     begun = monotonic()
     line = "".join(f', "{key}": "{value}"' for key, value in request.items())
     answer = b""
@@ -66,15 +86,15 @@ def ask(path, request):
         except (FileNotFoundError, ConnectionError):
             answer = b""
             if monotonic() - begun > STARTING:
-                return False, f"{UNHEALTHY}no forwarder listens on {path}"
+                return f"no forwarder listens on {path}"
         except BlockingIOError:  # more clients than the forwarder can queue
             if monotonic() - begun > TIMEOUT:
-                return False, f"{UNHEALTHY}the forwarder is too busy"
+                return "the forwarder is too busy"
         except PermissionError:
             return False, f"{UNHEALTHY}permission denied for {path}; become root or a member of its group"
         except OSError as error:
             silent = f"the forwarder does not answer within {TIMEOUT} s"
-            return False, f"{UNHEALTHY}{silent if error.errno is None else f'{path}: {error.strerror}'}"
+            return silent if error.errno is None else f"{path}: {error.strerror}"
         finally:
             sock.close()
         sleep(RETRY)

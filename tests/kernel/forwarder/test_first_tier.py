@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
+from tests.kernel.forwarder.service_manager import alive, kill
 from tests.support.forwarding import AS_DAEMON, LOCAL_TABLE, Forwarder, make_config, make_service
 from tests.support.waiting import eventually
 
@@ -81,6 +83,25 @@ def test_broken_local_delivery_is_noticed_within_a_second_and_by_nothing_else(la
     assert f"to {spelled} clients for its own: a rule or route of local delivery is missing" in answer[1]
     assert forwarder.status()["first_tier"]["reason"] == "local_delivery"
     eventually(lambda: forwarder.healthy() == HEALTHY, "it is healthy again")
+
+
+@pytest.mark.ipv4_only
+def test_it_stays_healthy_while_another_program_takes_over_and_not_when_it_crashes(lab):
+    with Forwarder(lab, document(lab), wrapper=AS_DAEMON) as forwarder:
+        eventually(lambda: forwarder.healthy() == HEALTHY, "it is healthy")
+        answers = []
+        for _upgrade in range(2):
+            forwarder.change_archive()
+            asking = threading.Thread(target=lambda: answers.extend(forwarder.healthy() for _ask in range(40)))
+            asking.start()
+            assert forwarder.reload().returncode == 0
+            asking.join()
+        assert {healthy for healthy, _sentence in answers} == {True}, set(answers)
+        assert forwarder.healthy() == HEALTHY
+        workers = forwarder.workers()
+        kill([forwarder.process.pid])
+        assert not forwarder.healthy()[0]
+        kill(alive(workers))
 
 
 def healthz(lab):

@@ -184,3 +184,4 @@ class Servers:
         self.servers.pop(name).close()
         if path is not None:
             runtime_file.remove(path)
+            runtime_file.remove(path + runtime_file.PROMISE)

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
-from ..admin import first_tier, kernel_services, runtime_file
+from ..admin import first_tier, kernel_services, listening, runtime_file
 from ..admin.snapshot import Snapshot
 from ..backends.health_state import LOCAL_DELIVERY
 from ..counters.overrides import Overrides
@@ -53,6 +54,7 @@ class Control:
         self._saver = saver
         self._delivery = LocalDelivery(loop, self._serving)
         self._addresses = VirtualAddresses(loop, self._serving)
+        self._answers = False
         self._live = (0, 0.0)  # number of the live generation, and when it was first seen
         self._served: tuple[object, frozenset[str]] = (
             None,
@@ -102,6 +104,10 @@ class Control:
     def first_tier(self, backends: bool) -> first_tier.Facts:
         """Return what decides whether this proxy should get clients; ``backends``: they count, too."""
         live, now, stopping = self._generations.live, self._loop.now(), self._pool.stopping
+        if not self._answers:  # what the program before has promised ends with the first answer
+            self._answers = True
+            for path in self._admin_sockets():
+                runtime_file.remove(path + runtime_file.PROMISE)
         if live is None:
             return first_tier.Facts(stopping=stopping, withdrawn=self.overrides.withdrawn)
         if self._live[0] != live.number:
@@ -139,6 +145,21 @@ class Control:
         """Return a sentence if health checks find every return path of all families broken."""
         families = {family for _service, _backend, family in region.targets}
         return [LOCAL_DELIVERY] if families and families == set(region.common_causes()) else []
+
+    def promise(self):
+        """Let this verdict hold for askers that get no answer, for the seconds that the next program needs to start."""
+        if not (self.config and first_tier.FirstTier(self).verdict().healthy):
+            return
+        for path in self._admin_sockets():
+            try:
+                with open(path + runtime_file.PROMISE, "w", encoding="ascii") as stream:
+                    os.fchmod(stream.fileno(), 0o644)
+                    stream.write(str(self._loop.now() + runtime_file.LONGEST_PROMISE))
+            except OSError as error:
+                self.log.event("no promise", level="warning", path=path, reason=error.strerror)
+
+    def _admin_sockets(self):
+        return [path for path in map(listening.path_of, listening.names(self.config)) if path] if self.config else []
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors that forked children must close."""

@@ -126,6 +126,8 @@ class Supervisor:
                 self._reload.step()
             self._log.flush()
         self._servers.close()
+        if self._leaving:
+            self._control.promise()
         if self._generations.live:
             self._results.remove_file()
             if not self._leaving:
@@ -209,6 +211,7 @@ class Supervisor:
 
     def handover(self) -> tuple[dict, list[int]]:
         """Return the state for the next program, and the file descriptors that must stay open for it."""
+        self._control.promise()
         self._servers.close_connections()
         return self._parts.collect()
 
