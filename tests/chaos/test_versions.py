@@ -26,7 +26,7 @@ def collections(fleet, inventory, tmp_path_factory):
     """Directories of the collection by version; None is this checkout. Changes by other tests are undone first."""
     directory = tmp_path_factory.mktemp("earlier")
     earlier.unpack(directory)
-    # As the operations guide says; the second run removes the setting that local delivery needed beside kernel services.
+    # As the operations guide says. The second run removes the setting that local delivery needed beside such services.
     for _run in range(2):
         more = ("-e", "forwarder_kernel_datapath_drain=0")
         run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [inventory], *more)

@@ -57,14 +57,19 @@ def forward_filter(facts: Facts) -> Iterator[Finding]:
                 yield _dropped(facts, target, which, verdict)
 
 
+def request(facts: Facts, target: KernelTarget) -> Packet:
+    """A client's first packet after the translation."""
+    packet = Packet(target.family, facts.clients[target.family], target.target, target.protocol, ANY_PORT)
+    packet = replace(packet, dport=target.target_port, iif=target.iif, oif=target.oif, status="dnat", syn="yes")
+    return replace(packet, src_type="unicast", dst_type="unicast")
+
+
 def _forwarded(facts: Facts, target: KernelTarget) -> Iterator[tuple[str, Packet]]:
     """A client's packet after the translation, the reply, and a reply to a connection that another proxy began."""
     client = facts.clients[target.family]
-    request = Packet(target.family, client, target.target, target.protocol, ANY_PORT, target.target_port)
-    request = replace(request, iif=target.iif, oif=target.oif, status="dnat")
     reply = Packet(target.family, target.target, client, target.protocol, target.target_port, ANY_PORT)
     reply = replace(reply, iif=target.oif, oif=target.iif, status="dnat", state="established")
-    yield "clients' packets", replace(request, src_type="unicast", dst_type="unicast", syn="yes")
+    yield "clients' packets", request(facts, target)
     yield "replies", replace(reply, syn="no")
     yield "replies after a take-over", replace(reply, syn="no", status="none", state="new")
 

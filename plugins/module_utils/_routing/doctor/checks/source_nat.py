@@ -13,6 +13,7 @@ from typing import Callable
 from ..facts.model import Facts, Socket, format_ports
 from ..finding import Finding, fail_or_warn, skip
 from ..firewall.model import DNAT, SNAT, Packet, Reached
+from .kernel_datapath import request
 from .packet_filters import ANY_PORT, NO_RULESET, no_ruleset
 
 UNNOTICED = "although logs, health checks and the probe report no problem"
@@ -90,23 +91,9 @@ def _to_backends(facts: Facts) -> Iterator[Packet]:
                 yield replace(base, protocol=target.protocol, dport=port or None)
 
 
-def _forwarded(facts: Facts) -> Iterator[Packet]:
+def _forwarded(facts: Facts) -> Iterable[Packet]:
     """Clients' packets that the kernel forwards, as they leave towards a backend."""
-    for target in facts.kernel_targets:
-        yield Packet(
-            target.family,
-            facts.clients[target.family],
-            target.target,
-            target.protocol,
-            ANY_PORT,
-            target.target_port,
-            target.iif,
-            target.oif,
-            status="dnat",
-            src_type="unicast",
-            dst_type="unicast",
-            src_fib="unicast",
-        )
+    return (replace(request(facts, target), src_fib="unicast") for target in facts.kernel_targets)
 
 
 def _to_listeners(facts: Facts) -> Iterator[Packet]:
