@@ -25,7 +25,7 @@ from tests.lab.netns import LabError, kill_processes_in
 
 STATE = image.BUILD
 DEFAULT_PREFIX = "lab"
-PREFIX = re.compile("[a-z0-9][a-z0-9-]{0,19}")
+PREFIX = re.compile("[a-z0-9][a-z0-9_-]{0,19}")
 DEFAULT_HOSTS = ("client", "router", "a", "b", "c", "d")
 
 
@@ -39,7 +39,7 @@ class ContainerLab:
         report: Callable[[str], None] = lambda line: None,
     ):
         if not PREFIX.fullmatch(prefix):
-            raise LabError(f"prefix {prefix!r}: expected letters, digits and dashes, at most 20 characters")
+            raise LabError(f"prefix {prefix!r}: expected letters, digits, _ and -, at most 20 characters")
         self.prefix, self.switch, self._report = prefix, f"{prefix}-switch", report
         self.topology = topology_data.load().select(hosts)
         self._pids: dict[str, int] = {}
