@@ -1,7 +1,10 @@
 # Copyright (c) 2026, The trueip.l4proxy authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Proxies a and a2 share virtual IPs. Clients connect and hold streams there while they move. Each test needs the ones before."""
+"""Proxies a and a2 share virtual IPs, which move while clients connect and hold streams there.
+
+Each test needs the ones before.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,8 @@ def test_check_mode_changes_nothing(lab, play, fresh):
     run = play("site", "--check")
     assert run.status == 0, run.output
     assert set(run.changed) == set(lab.managed), run.output
-    assert [listing.differences(fresh[name], listing.take(lab[name], packages=False)) for name in PROXIES] == [[], []]
+    after = {name: listing.take(lab[name], packages=False) for name in PROXIES}
+    assert [line for name in after for line in listing.differences(fresh[name], after[name])] == []
 
 
 def test_one_proxy_has_the_addresses_and_the_next_run_changes_nothing(lab, play):
@@ -104,7 +108,7 @@ MISTAKES = [
     (
         "failover",
         ["-e", "l4proxy_virtual_ip=x"],
-        "l4proxy_virtual_ip: x is not a name in l4proxy_virtual_ips; use one of web",
+        "x is not a name in l4proxy_virtual_ips; use one of web",
     ),
     ("failover", ["-e", "l4proxy_virtual_ip=web", "--limit", "a"], "Run the playbook again without --limit"),
 ]
@@ -144,7 +148,8 @@ def test_a_failed_update_leaves_the_proxy_withdrawn_and_all_ready_puts_it_back(l
     tasks.write_text('[{"ansible.builtin.fail": {"msg": "no power"}}]', encoding="utf-8")
     run = play("rolling_update_proxies", "-e", f"l4proxy_update_tasks={tasks}", "-e", "l4proxy_update_timeout=2")
     assert run.status
-    assert "no power" in run.output and "run this playbook again with --limit a,a2" in run.output, run.output
+    assert "no power" in run.output, run.output
+    assert "run this playbook again with --limit a,a2" in run.output, run.output
     assert "an operator has withdrawn it (rolling update)" in run.output, run.output
     assert holders(lab) == ["a2"]
     run = play("all_ready")
@@ -156,4 +161,4 @@ def test_teardown_leaves_the_hosts_as_they_were(lab, play, fresh):
     run = play("teardown")
     assert run.status == 0, run.output
     after = {name: listing.take(lab[name], packages=False) for name in lab.managed}
-    assert {name: listing.differences(fresh[name], after[name]) for name in after} == dict.fromkeys(after, [])
+    assert [line for name in after for line in listing.differences(fresh[name], after[name])] == []
