@@ -39,6 +39,10 @@ def fleet(lab, tmp_path_factory):
     inventory = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "inventory.yml"
     found.inventory = yaml.safe_load(inventory.read_text(encoding="utf-8"))
     found.serve("b", "c")
+    for name in ("b", "c"):  # a port of a backend has one datapath
+        host = lab[name]
+        server = f"python3 /root/ends.py server {name} {KERNEL + 2000} {host.ipv4} {host.ipv6}"
+        found.sh(name, f"systemd-run --quiet --unit=ends-kernel {server}")
     yield found
     found.end()
 
