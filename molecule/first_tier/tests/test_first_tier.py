@@ -23,7 +23,7 @@ from tests.walk import fleet as walk
 VIRTUAL = ["198.18.0.100", "2001:db8::100"]
 PROXIES = ("a", "a2")
 RATE, STREAMS = 200, 50
-KERNEL = 7002
+KERNEL, KERNEL_ECHO = 7002, 9002
 
 
 class Fleet(walk.Fleet):
@@ -39,10 +39,7 @@ def fleet(lab, tmp_path_factory):
     inventory = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "inventory.yml"
     found.inventory = yaml.safe_load(inventory.read_text(encoding="utf-8"))
     found.serve("b", "c")
-    for name in ("b", "c"):  # a port of a backend has one datapath
-        host = lab[name]
-        server = f"python3 /root/ends.py server {name} {KERNEL + 2000} {host.ipv4} {host.ipv6}"
-        found.sh(name, f"systemd-run --quiet --unit=ends-kernel {server}")
+    found.serve("b", "c", port=KERNEL_ECHO)  # a port of a backend has one datapath
     yield found
     found.end()
 
@@ -87,9 +84,10 @@ def clients(fleet):
         fleet.end()
         fleet._read, fleet._events = 0, []
     assert [one for one in events if one.get("error")] == []
-    assert [one for one in events if one["event"] == "broken" and one["kind"] == "stream"] == []
+    broken = [one for one in events if one["event"] == "broken"]
+    assert [one for one in broken if one["kind"] == "stream"] == []
     # A UDP session begins anew at the other proxy; with source_hash, at the same backend.
-    assert {one["how"] for one in events if one["event"] == "broken"} <= {"another port"}
+    assert {one["how"] for one in broken} <= {"another port"}
 
 
 def test_check_mode_changes_nothing(lab, play, fresh):
@@ -103,7 +101,7 @@ def test_check_mode_changes_nothing(lab, play, fresh):
 def test_one_proxy_has_the_addresses_and_the_next_run_changes_nothing(lab, play):
     run = play("site")
     assert run.status == 0, run.output
-    assert holders(lab) == ["a"]
+    assert len(holders(lab)) == 1
     run = play("site")
     assert (run.status, run.changed) == (0, {}), run.output
 
@@ -119,21 +117,23 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("playbook", "arguments", "sentence"), MISTAKES)
-def test_a_mistake_changes_nothing(lab, play, playbook, arguments, sentence):
+def test_a_mistake_changes_nothing(play, playbook, arguments, sentence):
     run = play(playbook, *arguments)
     assert run.status
     assert sentence in run.output, run.output
-    assert (holders(lab), run.changed) == (["a"], {})
+    assert run.changed == {}
 
 
 def test_an_address_moves_on_purpose(lab, play, fleet):
+    (holder,) = holders(lab)
     run = play("failover", "-e", "l4proxy_virtual_ip=web", "--check")
     assert (run.status, run.changed) == (0, {}), run.output
-    assert "a would leave the first tier" in run.output, run.output
+    assert f"{holder} would leave the first tier" in run.output, run.output
+    other = next(name for name in PROXIES if name != holder)
     with clients(fleet):
-        run = play("failover", "-e", "l4proxy_virtual_ip=web")
+        run = play("failover", "-e", "l4proxy_virtual_ip=web", "-e", f"l4proxy_to={other}")
     assert run.status == 0, run.output
-    assert holders(lab) == ["a2"]
+    assert holders(lab) == [other]
     assert traces(lab) == HEALTHY
 
 
@@ -143,7 +143,7 @@ def test_an_upgrade_of_both_proxies_breaks_nothing(lab, play, fleet, scratch):
         run = play("rolling_update_proxies", "-e", "l4proxy_update_timeout=60", collections=newer)
     assert run.status == 0, run.output
     assert {fleet.status(name)["version"] for name in PROXIES} == {earlier.NEWER}
-    assert holders(lab) == ["a2"] or holders(lab) == ["a"]
+    assert len(holders(lab)) == 1
     assert traces(lab) == HEALTHY
 
 
