@@ -26,9 +26,6 @@ from ..._shared.paths import RUNTIME_DIRECTORY
 
 SCHEMA = 1
 NAME = "forwarder.json"
-# After the path of an admin socket: a file that says until when (monotonic seconds) a healthy program counts as such
-# while its successor starts; and for how many seconds at most. As in module_utils/_healthy.py.
-PROMISE, LONGEST_PROMISE = ".until", 10.0
 
 
 def directory(environ=None):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import selectors
 import socket
 
+from ..._shared import promise
 from ..loop import sockets
 from . import listening, protocols, runtime_file
 from .connection import EXCHANGE_TIMEOUT, Connection
@@ -184,4 +185,4 @@ class Servers:
         self.servers.pop(name).close()
         if path is not None:
             runtime_file.remove(path)
-            runtime_file.remove(path + runtime_file.PROMISE)
+            runtime_file.remove(path + promise.SUFFIX)

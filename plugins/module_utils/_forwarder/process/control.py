@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from ..._shared import promise
 from ..admin import first_tier, kernel_services, listening, runtime_file
 from ..admin.snapshot import Snapshot
 from ..backends.health_state import LOCAL_DELIVERY
@@ -107,7 +108,7 @@ class Control:
         if not self._answers:  # what the program before has promised ends with the first answer
             self._answers = True
             for path in self._admin_sockets():
-                runtime_file.remove(path + runtime_file.PROMISE)
+                runtime_file.remove(path + promise.SUFFIX)
         if live is None:
             return first_tier.Facts(stopping=stopping, withdrawn=self.overrides.withdrawn)
         if self._live[0] != live.number:
@@ -152,9 +153,9 @@ class Control:
             return
         for path in self._admin_sockets():
             try:
-                with open(path + runtime_file.PROMISE, "w", encoding="ascii") as stream:
+                with open(path + promise.SUFFIX, "w", encoding="ascii") as stream:
                     os.fchmod(stream.fileno(), 0o644)
-                    stream.write(str(self._loop.now() + runtime_file.LONGEST_PROMISE))
+                    stream.write(str(self._loop.now() + promise.LONGEST))
             except OSError as error:
                 self.log.event("no promise", level="warning", path=path, reason=error.strerror)
 

@@ -10,7 +10,8 @@ The keeper asks the forwarder every INTERVAL, and has a token in the kernel for 
     withdrawn by an operator      GRACE seconds with the community graceful shutdown, then no token. These seconds count
                                   as healthy, so after ``l4proxy rejoin`` the token is back at once
     unhealthy                     no token, at once
-    no answer, MISSES times       no token: a forwarder that has stopped or hangs is unhealthy
+    no answer, MISSES times       no token: a forwarder that has stopped or hangs is unhealthy, one that is being
+                                  replaced is not (_shared/promise.py)
 
 A keeper that starts continues with the tokens that it finds: its restart is no reason to move clients. While it does
 not run, the forwarder's unit removes them when the forwarder ends (ExecStopPost in a drop-in of role announce).
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..._shared import promise
 from ..document.announced import ANNOUNCED, GRACEFUL, LOCAL, OWNER, PROTOCOL, Announced, from_route
 from ..document.documents import Document
 from ..document.model import MAIN
@@ -124,6 +126,8 @@ class Announcer:
             return None
         fault = self._question.fault or "the forwarder does not answer"
         self._close()
+        if promise.holds(self._path):  # a healthy one is being replaced
+            return None
         self._missed += 1
         return Verdict(False, None, fault) if self._missed >= MISSES else None
 

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils import _healthy
-from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands, first_tier, runtime_file
+from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admin import commands, first_tier
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.config import Config
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.health_check import HealthCheck
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.config.service import Backend, Listener, Service
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters import shared_memory
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.counters.overrides import Overrides
-from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import paths, promise
 
 from ..snapshots import worker
 
@@ -115,17 +115,18 @@ def test_only_silent_processes_that_sleep_are_asleep():
 
 
 @pytest.mark.parametrize(
-    ("promise", "healthy"), [(5.0, True), (-1.0, False), (60.0, False), ("x", False), (None, False)]
+    ("seconds", "healthy"), [(5.0, True), (-1.0, False), (60.0, False), ("x", False), (None, False)]
 )
 def test_a_forwarder_that_does_not_answer_is_healthy_only_while_its_predecessor_has_promised_it(
-    tmp_path, promise, healthy
+    tmp_path, seconds, healthy
 ):
     path = str(tmp_path / "admin.sock")
-    assert (_healthy.PROMISE, _healthy.LONGEST_PROMISE) == (runtime_file.PROMISE, runtime_file.LONGEST_PROMISE)
-    if promise is not None:
-        text = str(time.monotonic() + promise) if promise != "x" else promise
+    assert (_healthy.PROMISE, _healthy.LONGEST_PROMISE) == (promise.SUFFIX, promise.LONGEST)
+    if seconds is not None:
+        text = str(time.monotonic() + seconds) if seconds != "x" else seconds
         (tmp_path / f"admin.sock{_healthy.PROMISE}").write_text(text, encoding="ascii")
     absent = (False, f"{_healthy.UNHEALTHY}no forwarder listens on {path}")
+    assert promise.holds(path) == healthy
     assert _healthy.ask(path, {}) == ((True, _healthy.REPLACED) if healthy else absent)
 
 

@@ -15,6 +15,7 @@ from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.document.m
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.announcer import Announcer
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.keeper.health_question import Verdict
 from ansible_collections.trueip.l4proxy.plugins.module_utils._routing.netlink.kernel import NetlinkError
+from ansible_collections.trueip.l4proxy.plugins.module_utils._shared import promise
 
 ADDRESSES = (Announced("ipv4", "203.0.113.80"), Announced("ipv6", "2001:db8:80::80"))
 DOCUMENT = Document("announce", 205, announce=ADDRESSES)
@@ -106,6 +107,15 @@ def test_one_lost_answer_changes_nothing():
     host.run(11)
     assert host.run(0.5, SILENT) == {1}
     assert host.run(3) == {1}
+
+
+@pytest.mark.parametrize("says", [SILENT, REFUSED])
+def test_a_healthy_forwarder_that_is_replaced_keeps_its_tokens_as_long_as_it_has_promised(monkeypatch, says):
+    host = Host()
+    host.run(11)
+    monkeypatch.setattr(promise, "holds", lambda path: host.now < 16)
+    assert host.run(4.5, says) == {1}
+    assert host.run(2.5, says) == set()
 
 
 def test_a_withdrawn_proxy_is_announced_gracefully_then_not_and_again_at_once_after_rejoin():
