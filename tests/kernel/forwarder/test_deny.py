@@ -278,9 +278,15 @@ def test_files_are_read_anew_and_a_bad_one_keeps_its_list(lab, session, protocol
             assert refused() == [5, 8, 15]
         good.write_text("198.18.128.6\n", encoding="ascii")
         eventually(lambda: refused() == [6, 8, 15], "the new list", forwarder.show)
-        assert open_session.is_reset()
+        eventually(open_session.is_reset, "an open session of a client in the new list ends", forwarder.show)
         status = forwarder.status()["denied"]
         assert (status["networks"], status["files"][str(good)]["error"]) == (2, None)
-        forwarder.configure(document(lab, [SEPARATE], deny_files=[str(other)]))
+        assert ask(forwarder, "deny", network="192.0.2.1", service="udp1")["changed"]
+        left = document(lab, [SEPARATE], deny_files=[str(other)])
+        left["services"].pop()
+        forwarder.configure(left)
         assert forwarder.reload().returncode == 0
         eventually(lambda: refused() == [8, 9, 15], "never_ban and a file have gone", forwarder.show)
+        assert not forwarder.ask("deny", network="192.0.2.2", service="udp1")["ok"]
+        lifted = ask(forwarder, "allow", network="192.0.2.1", service="udp1")
+        assert lifted["changed"], "also of a service that has gone"

@@ -79,11 +79,13 @@ def commands(
         network, service = request.get("network"), request.get("service")
         if not isinstance(network, str):
             raise ValueError("network must be an address or a network")
-        check_service(service)
+        if not isinstance(service, (str, type(None))):
+            raise ValueError("service must be the name of a service")
         return network, service, request
 
     def deny(request):
         found, seconds, reason = selected(request), request.get("seconds"), request.get("reason", "")
+        check_service(found[1])  # a ban of a service that has left the config can only be lifted
         if seconds is not None and not is_whole(seconds, 1, LONGEST):
             raise ValueError(f"seconds must be a whole number from 1 to {LONGEST}, or null for a ban without an end")
         if not isinstance(reason, str) or len(reason) > MAX_REASON or not reason.isprintable():

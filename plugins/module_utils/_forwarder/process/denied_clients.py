@@ -40,7 +40,8 @@ def protected(config: Config) -> list[str]:
         for network in service.accept_proxy
         if int(network.rpartition("/")[2]) >= (64 if ":" in network else 24)
     ]
-    return [*(config.never_ban or ()), *dict.fromkeys(backends), *dict.fromkeys(proxies)]
+    virtual = [address for addresses in (config.virtual_addresses or {}).values() for address in addresses]
+    return [*(config.never_ban or ()), *virtual, *dict.fromkeys(backends), *dict.fromkeys(proxies)]
 
 
 class DeniedClients:

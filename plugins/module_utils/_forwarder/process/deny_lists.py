@@ -16,13 +16,14 @@ import select
 import selectors
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..admin import runtime_file
 from ..admission import deny_table
 from ..admission.deny_table import BITS, FOREVER, Table
 from ..loop import own_addresses
 from . import children, deny_files, kernel_bans
+from .ban_records import MOST_BANS, Ban, Key, checked_key, key_of, overlap, shown
 from .channel import TooLarge
 from .denied_clients import protected
 from .generation import Generations
@@ -30,48 +31,10 @@ from .supervisor_loop import SupervisorLoop
 from .worker_pool import WorkerPool
 
 INTERVAL = 1.0  # seconds between two looks at the files, and at workers that lack a table
-START_WAIT = 1.0  # seconds that a start waits for the files
-MOST_BANS = 20_000  # of operators; they are written to the state file with each change
-FAILED_STATE = (-1,)
-FAILED = "the process that reads the files has ended without a result"
-
-SHAPES = [[str, str, end, str, int] for end in (int, type(None))]  # of a record
-
 MOST_SHOWN = 20  # other bans in an answer
-
-Key = tuple[str, str, int, int]  # service ("": all), family, first address, prefix length
-
-
-def key_of(service: str | None, network: str) -> Key:
-    """Return the key of a ban; raise ValueError, half a sentence about the network."""
-    return (service or "", *deny_table.parse(network))
-
-
-def _key(network: str, service: str | None) -> Key:
-    """Return key_of(); raise ValueError, a sentence."""
-    try:
-        return key_of(service, network)
-    except ValueError as error:
-        raise ValueError(f"{network[:60]!a} {error}") from None
-
-
-def _shown(ban: Ban | None) -> Any:
-    """Return a ban as answers show it, None for none."""
-    if ban is None:
-        return None
-    return {"expires": None if ban.expires == FOREVER else runtime_file.timestamp(ban.expires), "reason": ban.reason}
-
-
-def _overlap(one: Any, other: Any) -> bool:
-    return bool(one.version == other.version and one.overlaps(other))
-
-
-class Ban(NamedTuple):
-    """A ban of an operator; ``expires`` is a second of the epoch, or FOREVER."""
-
-    expires: int
-    reason: str
-    since: int
+START_WAIT = 1.0  # seconds that a start waits for the files
+FAILED_STATE = RETRY = (-1,)  # differ from all others, so that it is tried again
+FAILED = "the process that reads the files has ended without a result"
 
 
 class DenyLists:
@@ -95,7 +58,7 @@ class DenyLists:
 
     def deny(self, network: str, service: str | None, wanted: dict[str, Any]) -> dict[str, Any]:
         """Ban a network as the request ``wanted`` says; raise ValueError, a sentence."""
-        key = _key(network, service)
+        key = checked_key(network, service)
         self._refuse_protected(network)
         self._forget_expired()
         now, before, seconds = int(time.time()), self.bans.get(key), wanted.get("seconds")
@@ -107,26 +70,26 @@ class DenyLists:
                 f"there are {MOST_BANS} bans, the most there can be; put networks into a file of deny_files"
             )
         changed = before is None or before[:2] != ban[:2]
-        answer = {"changed": changed, "network": deny_table.show(*key[1:]), "before": _shown(before), **_shown(ban)}
+        answer = {"changed": changed, "network": deny_table.show(*key[1:]), "before": shown(before), **shown(ban)}
         if changed and not wanted.get("check"):
             self.bans[key] = ban
             self._publish_bans()
-            self._log("client banned", answer["network"], service, **_shown(ban))
+            self._log("client banned", answer["network"], service, **shown(ban))
         return answer
 
     def allow(self, network: str, service: str | None, wanted: dict[str, Any]) -> dict[str, Any]:
         """Lift a ban; raise ValueError, a sentence."""
-        key = _key(network, service)
+        key = checked_key(network, service)
         self._forget_expired()
         before = self.bans.get(key)
-        answer = {"changed": before is not None, "network": deny_table.show(*key[1:]), "before": _shown(before)}
+        answer = {"changed": before is not None, "network": deny_table.show(*key[1:]), "before": shown(before)}
         if before and not wanted.get("check"):
             del self.bans[key]
             self._publish_bans()
             self._log("ban lifted", answer["network"], service)
         lifted = ipaddress.ip_network(answer["network"])
         others = [one for one in self.records() if one[:2] != [service or "", answer["network"]]]
-        others = [one for one in others if _overlap(lifted, ipaddress.ip_network(one[1]))]
+        others = [one for one in others if overlap(lifted, ipaddress.ip_network(one[1]))]
         return {**answer, "remaining": [[record[1], record[0] or None] for record in others[:MOST_SHOWN]]}
 
     def _log(self, event, network, service, **fields):
@@ -139,7 +102,7 @@ class DenyLists:
         never: dict[str, str] = dict.fromkeys(own_addresses.own_addresses(), "an address of this host")
         never.update(dict.fromkeys(protected(config) if config else (), "a backend, a proxy or in never_ban"))
         for one, what in never.items():
-            if _overlap(wanted, ipaddress.ip_network(one)):
+            if overlap(wanted, ipaddress.ip_network(one)):
                 contains = "it" if ipaddress.ip_network(one) == wanted else one
                 raise ValueError(f"{network} cannot be banned: {contains} is {what}; ban networks without it")
 
@@ -239,21 +202,15 @@ class DenyLists:
     def state(self) -> dict[str, Any]:
         """Return everything as JSON for the next program."""
         tables = {name: table.fd for name, table in self.tables.items()}
-        return {
-            "bans": self.records(),
-            "tables": tables,
-            "copies": self._copies,
-            "read": self._read,
-            "files": self.files,
-        }
+        pending = self._building.get("new", ())  # the next program begins anew
+        read = {path: found for path, found in self._read.items() if path not in pending}
+        return {"bans": self.records(), "tables": tables, "copies": self._copies, "read": read, "files": self.files}
 
     def take_over(self, state: dict[str, Any]):
         """Take over the state() of the previous program; {}: it was one that had none."""
         self.tables = {name: Table(number) for name, number in state.get("tables", {}).items()}
-        self._pool.denied = (
-            len(self.tables),
-            tuple(self.tables.values()),
-        )  # so that workers get them again: a message may be lost
+        # Another number than the workers have, who get them again: the last message may have been lost.
+        self._pool.denied = len(self.tables), tuple(self.tables.values())
         self._copies, self.files = state.get("copies", {}), state.get("files", {})
         for number in self._copies.values():
             os.set_inheritable(number, False)
@@ -283,14 +240,15 @@ class DenyLists:
         gone = self._read.keys() - set(paths)
         if not (changed or gone):
             return
-        for path in gone:
-            del self._read[path]
-            self.files.pop(path, None)
-            if path in self._copies:
-                os.close(self._copies.pop(path))
         self._read.update((path, seen[path]) for path in changed)
         new = {path: _memory("deny-file") for path in changed}
-        self._building = {"new": new, "table": _memory("denied"), "output": b"", "began": self._loop.now()}
+        self._building = {
+            "new": new,
+            "table": _memory("denied"),
+            "output": b"",
+            "began": self._loop.now(),
+            "gone": gone,
+        }
         jobs = [(path, self._copies.get(path), new.get(path)) for path in paths]
         kept = {*self._copies.values(), *new.values(), self._building["table"]}
         closed = [number for number in self._owner.inherited_descriptors() if number not in kept]
@@ -320,33 +278,42 @@ class DenyLists:
             self._built(json.loads(self._building["output"] or "{}"))
 
     def _built(self, result):
-        """Use what a child has built; a file that is wrong keeps its copy."""
+        """Use what a child has built; a file that is wrong keeps its copy. Without a result, it is tried again."""
         building, self._building = self._building, {}
-        files, failure = result.get("files", {}), result.get("failure", FAILED)
+        complete, files = "intervals" in result, result.get("files", {})
         for path, memory in building["new"].items():
-            error = files[path].get("error") if files else failure
+            error = files[path].get("error") if complete else result.get("failure", FAILED)
             if error:
                 os.close(memory)
             else:
-                if path in self._copies:
-                    os.close(self._copies[path])
+                self._forget(path)
                 self._copies[path] = memory
+            if not complete:
+                self._read[path] = RETRY
             self._note(path, error, files.get(path, {}))
-        if files or not building["new"]:
-            self._use("files", building["table"])
-            seconds = round(self._loop.now() - building["began"], 3)
-            self._loop.log.event("deny files loaded", intervals=result.get("intervals", 0), seconds=seconds)
-        else:
+        if not complete:
             os.close(building["table"])
+            return
+        for path in building["gone"]:
+            self._forget(path)
+            del self._read[path]
+            self.files.pop(path, None)
+        self._use("files", building["table"])
+        seconds = round(self._loop.now() - building["began"], 3)
+        self._loop.log.event("deny files loaded", intervals=result["intervals"], seconds=seconds)
+
+    def _forget(self, path):
+        if path in self._copies:
+            os.close(self._copies.pop(path))
 
     def _note(self, path, error, result):
         before = self.files.get(path, {})
         known = result.get("networks", before.get("networks", 0))
         loaded_at = before.get("loaded_at") if error else runtime_file.timestamp()
         self.files[path] = {"networks": known, "loaded_at": loaded_at, "error": error or None}
-        if error:
+        if error and error != before.get("error"):
             self._loop.log.event("deny file not loaded", level="error", path=path, reason=error, kept_networks=known)
-        elif before.get("error"):
+        elif before.get("error") and not error:
             self._loop.log.event("deny file usable again", path=path, networks=known)
 
     # -- views -----------------------------------------------------------------------------------------------------
@@ -376,18 +343,3 @@ class DenyLists:
 
 def _memory(name):
     return os.memfd_create(f"l4proxy-{name}", os.MFD_CLOEXEC)
-
-
-def check_records(records: Any):
-    """Raise ValueError if the bans in a state file are not what records() returns."""
-    if not isinstance(records, list) or len(records) > MOST_BANS:
-        raise ValueError("denied: is not a list")
-    for record in records:
-        if not isinstance(record, list) or [type(one) for one in record] not in SHAPES:
-            raise ValueError("denied: is not [service, network, end, reason, since]")
-        if not all(0 <= (number or 0) < FOREVER for number in (record[2], record[4])):
-            raise ValueError("denied: an end is no second of the epoch")
-        try:
-            deny_table.parse(record[1])
-        except ValueError as error:
-            raise ValueError(f"denied: {record[1][:60]!a} {error}") from None

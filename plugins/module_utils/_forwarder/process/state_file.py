@@ -7,7 +7,7 @@
  "overrides": [[service, backend, {"state": "draining" or "maintenance", "weight": int}]] (overrides.py),
  "withdrawn": {"since": time, "reason": str} or null (version 0.1.0 does not have the key),
  "counters": {…} (saved_counters.py), "restarts": int, "reloads": {"ok": int, "failed": int}, "drain_memory_ended": int,
- "denied": [[service ("": all), network, second of the epoch or null, reason, since]], if there are any (deny_lists.py)}
+ "denied": [[service ("": all), network, its end or null, reason, since]] (ban_records.py), if there are any}
 
 It is in systemd's $STATE_DIRECTORY; without one, nothing is stored. The directory belongs to the forwarder's user, so
 everything in the file is checked before it is used. The log level is not stored: "debug" is for minutes.
@@ -28,7 +28,7 @@ from ..admin import runtime_file
 from ..config.defaults import WEIGHT
 from ..counters import saved_counters
 from ..counters.shared_memory import ADMIN_STATES, READY
-from . import deny_lists
+from . import ban_records
 
 SCHEMA = 1
 NAME = "state.json"
@@ -87,7 +87,7 @@ def _check(document):
     if withdrawn is not None and not _is_withdrawal(withdrawn):
         raise ValueError("withdrawn: is not {since, reason}")
     saved_counters.check(document.get("counters"))
-    deny_lists.check_records(document.get("denied", []))
+    ban_records.check_records(document.get("denied", []))
     reloads = document.get("reloads")
     reloads = reloads if isinstance(reloads, dict) else {}
     for key, value in [

@@ -11,8 +11,8 @@ import pytest
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission import deny_table
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.admission.deny_table import Table, show
 from ansible_collections.trueip.l4proxy.plugins.module_utils._forwarder.process import (
+    ban_records,
     deny_files,
-    deny_lists,
     kernel_bans,
 )
 
@@ -78,9 +78,9 @@ GOOD = ["", "192.0.2.0/24", None, "why", 1]
     ([["", "192.0.2.1", 1 << 32, "", 1]], "no second"),
 ])  # fmt: skip
 def test_bans_in_a_state_file_are_checked(records, reason):
-    deny_lists.check_records([GOOD])
+    ban_records.check_records([GOOD])
     with pytest.raises(ValueError, match=reason):
-        deny_lists.check_records(records)
+        ban_records.check_records(records)
 
 
 def test_what_is_protected_is_not_in_the_list_for_the_kernel():
