@@ -50,13 +50,8 @@ class Timers:
             return None
         return max(0.0, self._first * TICK - now)
 
-    def expire(self, now: float) -> None:
-        """Call every callback that is due; one that a callback adds is called the next time."""
-        for callback in self.due(now):
-            callback()
-
     def due(self, now: float) -> Iterator[Callable[[], None]]:
-        """Yield and remove every callback that is due."""
+        """Yield and remove every callback that is due; one that is added meanwhile is due the next time."""
         current = int(now / TICK)
         if current < self._first:
             return

@@ -113,7 +113,8 @@ def test_the_supervisor_says_how_long_a_worker_may_drain(tmp_path, config, messa
     waits = host.loop.timers.timeout(host.loop.now())
     assert waits is None if timeout is None else timeout - 5 < waits <= timeout + 5
     tell(host, drain_deadline=0.0)
-    host.loop.timers.expire(host.loop.now() + 1)
+    for callback in host.loop.timers.due(host.loop.now() + 1):
+        callback()
     assert not host.tcp.sessions
     host.close()
 

@@ -54,7 +54,8 @@ class Host:
         end = self.time + seconds
         while self.time < end:
             self.time += TICK
-            self.timers.expire(self.time)
+            for callback in self.timers.due(self.time):
+                callback()
         return self.happened
 
 
