@@ -11,7 +11,7 @@ version_added: 0.2.0
 short_description: Plan how the streams of a proxy survive the move of its virtual IPs
 description:
   - The playbooks C(rolling_update_proxies) and C(failover) use it. You need it only in playbooks of your own.
-positional: _input, leaving, links, services, seconds
+positional: _input, leaving, links, services, seconds, announced
 options:
   _input:
     description: The virtual IPs of the proxy O(leaving), as P(trueip.l4proxy.virtual_ips#filter) returns them.
@@ -35,6 +35,11 @@ options:
     description: Seconds after which all of it expires.
     type: int
     required: true
+  announced:
+    description: Addresses that all proxies have on C(lo), because each announces them.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -89,10 +94,17 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._variables import p
 
 
 def second_chance(
-    virtual_ips: Sequence[Any], leaving: str, links: Mapping[str, Any], services: Sequence[Any], seconds: int
+    virtual_ips: Sequence[Any],
+    leaving: str,
+    links: Mapping[str, Any],
+    services: Sequence[Any],
+    seconds: int,
+    announced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plan a planned move of virtual IPs."""
-    return _second_chance.plan(plain(virtual_ips), str(leaving), plain(links), plain(services), int(seconds))
+    return _second_chance.plan(
+        plain(virtual_ips), str(leaving), plain(links), plain(services), int(seconds), plain(announced)
+    )
 
 
 class FilterModule:

@@ -10,7 +10,7 @@ send it each TCP packet of a connection that they do not have. All of it expires
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.module_utils._shared.endpoints import split_endpoint
@@ -28,6 +28,7 @@ def plan(
     links: Mapping[str, Sequence[Mapping[str, Any]]],
     services: Sequence[Mapping[str, Any]],
     seconds: int,
+    announced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return who holds the virtual IPs of a proxy, and the scripts of their planned move away from it.
 
@@ -35,6 +36,7 @@ def plan(
     :param links: the output of ``ip -json address`` of each proxy that was asked, by name.
     :param services: those of ``l4proxy status --json`` on the proxy ``leaving``.
     :param seconds: after which everything expires.
+    :param announced: addresses that all proxies have on lo; routers send their packets elsewhere from now on.
     :returns: ``holders``: lists of proxies by name of the virtual IP; ``held``: names of those that ``leaving`` holds;
         ``addresses``: theirs; ``keep``: commands for `ip -batch` on ``leaving``; ``quiet``: rules for nft there;
         ``others``: rules for nft by proxy.
@@ -42,6 +44,7 @@ def plan(
     holders = {one["name"]: _holders(one, leaving, links) for one in virtual_ips}
     moving = [one for one in virtual_ips if leaving in holders[one["name"]]]
     families = [family for one in moving for family in one["families"]]
+    sent_on = [*families, *_announced(announced, leaving, links)]
     return {
         "holders": holders,
         "held": [one["name"] for one in moving],
@@ -49,8 +52,8 @@ def plan(
         "keep": "\n".join(_on_lo(family, seconds) for family in families),
         "quiet": "\n".join(_quiet(families, seconds)),
         "others": {
-            name: "\n".join(_send_on(name, families, links, _ports(services), seconds))
-            for name in sorted({name for family in families for name in family["peers"]})
+            name: "\n".join(_send_on(name, sent_on, links, _ports(services), seconds))
+            for name in sorted({name for family in sent_on for name in family["peers"]})
             if name in links
         },
     }
@@ -69,6 +72,37 @@ def _holders(one: Mapping[str, Any], leaving: str, links: Mapping[str, Sequence[
             if link.get("ifname") != "lo"
             for address in link.get("addr_info", ())
         )
+    ]
+
+
+def _announced(
+    addresses: Sequence[str], leaving: str, links: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return families like those of a virtual IP, with the proxies that share a link with ``leaving``."""
+    found = []
+    for version in {ip_address(address).version for address in addresses}:
+        for own, network in _on_links(links[leaving], version):
+            peers = {
+                name: other
+                for name, listed in links.items()
+                for other, at in _on_links(listed, version)
+                if name != leaving and at == network
+            }
+            if peers:
+                mine = [address for address in addresses if ip_address(address).version == version]
+                found.append({"family": f"ipv{version}", "source": own, "peers": peers, "addresses": mine})
+                break
+    return found
+
+
+def _on_links(links: Sequence[Mapping[str, Any]], version: int) -> list[tuple[str, Any]]:
+    """Return (address, network) of a host's addresses that others on its links reach."""
+    return [
+        (str(info["local"]), ip_network((info["local"], info["prefixlen"]), strict=False))
+        for link in links
+        if link.get("link_type") == "ether"
+        for info in link.get("addr_info", ())
+        if info.get("scope") == "global" and ip_address(info["local"]).version == version
     ]
 
 
@@ -213,4 +247,4 @@ def _device(name: str, family: Mapping[str, Any], links: Mapping[str, Sequence[M
     for link in links[name]:
         if any(address.get("local") == family["peers"][name] for address in link.get("addr_info", ())):
             return str(link["ifname"])
-    return str(family["interface"])
+    return str(family.get("interface"))
