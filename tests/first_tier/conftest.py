@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-from tests.first_tier import fleet as fleets
-from tests.lab.containers import ContainerLab
+from tests.first_tier.fleet import HOSTS, Fleet
+from tests.first_tier.namespaces import InNamespaces
+from tests.lab.netns import NamespaceLab
 
 LINE = "{:<44} {:<6} {:>10} {:>9} {:>10}  {}"
 ROWS = pytest.StashKey[list]()
@@ -19,19 +20,18 @@ ROWS = pytest.StashKey[list]()
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory):
-    with ContainerLab(f"tier{os.getpid()}", fleets.HOSTS) as lab:
-        raised = fleets.Fleet(lab, tmp_path_factory.mktemp("tier"))
+    with NamespaceLab(f"ft{os.getpid()}", HOSTS) as lab:
+        raised = InNamespaces(lab, tmp_path_factory.mktemp("tier"))
         try:
             raised.deploy()
             yield raised
         finally:
-            raised.end()
-            raised.router.stop()
+            raised.close()
 
 
 @pytest.fixture
 def fleet(deployed):
-    """The fleet; everything is whole."""
+    """The fleet in namespaces; everything is whole."""
     deployed.wait_whole()
     return deployed
 
@@ -44,7 +44,7 @@ def report(request):
         figures = [f"{max(seconds):.2f}", f"{sorted(seconds)[len(seconds) // 2]:.2f}"] if seconds else ["", ""]
         row = LINE.format(name, tier, *figures, len(seconds) or "", more).rstrip()
         request.config.stash.setdefault(ROWS, []).append(row)
-        with (fleets.Fleet.logs / "table").open("a", encoding="utf-8") as table:
+        with (Fleet.logs / "table").open("a", encoding="utf-8") as table:
             table.write(f"{row}\n")
 
     return add

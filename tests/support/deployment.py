@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
@@ -116,15 +117,18 @@ class Deployment:
 
     def apply_backends(self, **options: Any) -> None:
         for name in self.backends:
-            self._apply(name, return_path(self.fleet(name), name), options)
+            self.apply_document(name, return_path(self.fleet(name), name), options)
 
     def apply_proxies(self, method: str = "auto", **options: Any) -> None:
         for name in self.proxies:
-            self._apply(name, local_delivery(self.fleet(name), name, method), options)
+            self.apply_document(name, local_delivery(self.fleet(name), name, method), options)
             if document := kernel_datapath(self.fleet(name), name):
-                self._apply(name, document, options)
+                self.apply_document(name, document, options)
 
-    def _apply(self, name: str, document: dict[str, Any], options: dict[str, Any]) -> None:
+    def apply_document(
+        self, name: str, document: dict[str, Any], options: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Apply one document of a host."""
         self.stored(name).mkdir(parents=True, exist_ok=True)
         self.engine.apply(self.lab[name], document, directory=str(self.stored(name)), **options)
 

@@ -64,7 +64,7 @@ class Running:
         files += [self.states, self._iptables, self.admin_socket]
         argv = [sys.executable, "-c", PROGRAM, str(self.documents), *map(str, files)]
         directories = {"RUNTIME_DIRECTORY": str(self.runtime), "STATE_DIRECTORY": str(self.memory)}
-        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories})
+        self.process = self.host.spawn(argv, env={**cli_environment(), **UNIT, **directories}, start_new_session=True)
         eventually(lambda: self.state)
 
     def stop(self) -> int:

@@ -58,7 +58,7 @@ class Frr:
             more = ["--bfdctl", str(self.directory / "bfdd.sock")] if name == "bfdd" else []
             with (self.directory / f"{name}.log").open("w", encoding="utf-8") as output:
                 argv = [str(DAEMONS / name), *own, *zebra, *more]
-                self._processes.append(self.host.spawn(argv, stdout=output, stderr=output))
+                self._processes.append(self.host.spawn(argv, stdout=output, stderr=output, start_new_session=True))
             eventually((self.directory / f"{name}.vty").exists, f"{name} runs")
         self.host.run(["vtysh", "--vty_socket", str(self.directory), "-f", str(path)])
 
