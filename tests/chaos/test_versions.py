@@ -32,6 +32,8 @@ def collections(fleet, inventory, tmp_path_factory):
         run = ansible.play(fleet.lab.prefix, "trueip.l4proxy.site", [inventory], *more)
         assert run.status == 0, run.output
     assert "kernel_datapath.json" not in fleet.sh("a", "ls /etc/l4proxy/routing.d")
+    # Until the keeper has removed that setting, after 40 s.
+    eventually(lambda: "retiring" not in fleet.sh("a", "cat /etc/l4proxy/routing.d/*"), patience=90)
     return {earlier.REVISION: directory, "this version": None}
 
 
