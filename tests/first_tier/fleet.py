@@ -48,6 +48,8 @@ def inventory(proxies: Sequence[str], backends: Sequence[str]) -> dict:
     peers = [{"address": address, "asn": ASN, "bfd": True} for address in (router.ipv4, router.ipv6)]
     variables = {
         "l4proxy_services": services,
+        # A proxy that was cut off takes its backends for down; without this it is announced again before they are up.
+        "forwarder_healthy_needs": "any",
         "l4proxy_virtual_ips": [
             {"name": "web", "addresses": list(ADDRESSES["vrrp"]), "proxies": list(proxies), "vrid": 100}
         ],

@@ -50,6 +50,7 @@ class InNamespaces(Fleet):
         services = self.variables["l4proxy_services"]
         self.engines = takeover.Fleet(lab, directory, services, PROXIES, BACKENDS)
         self.engines.variables = dict.fromkeys((*PROXIES, *BACKENDS), common)
+        self.needs = self.variables["forwarder_healthy_needs"]
         self.forwarders: dict[str, Forwarder] = {}
         self.frr: list[Frr] = []
 
@@ -77,7 +78,7 @@ class InNamespaces(Fleet):
         directory = self.directory / name / "forwarder"
         directory.mkdir(exist_ok=True)
         (directory / "forwarder.json").unlink(missing_ok=True)
-        config = forwarder_config(self.engines.fleet(name), name, {"workers": 2})
+        config = forwarder_config(self.engines.fleet(name), name, {"workers": 2, "healthy_needs": self.needs})
         self.forwarders[name] = Forwarder(
             self.lab, config, host=name, directory=directory, start_new_session=True
         ).serve()
