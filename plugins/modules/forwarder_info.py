@@ -112,6 +112,18 @@ running:
         - The result of the last reload - C(attempt), C(ok), C(error) and C(at), whether the workers took the config
           (C(in_place)), and why they did not (C(new_processes_because)).
       type: dict
+first_tier:
+  description:
+    - Whether this proxy should get clients (C(healthy)), why not (C(reason), a word), and both as a C(sentence), as
+      C(l4proxy healthy) prints it.
+    - Null if no forwarder runs, or if it does not answer on O(socket).
+  returned: always
+  type: dict
+  version_added: 0.2.0
+  sample:
+    healthy: false
+    reason: withdrawn
+    sentence: "this proxy should not get clients: an operator has withdrawn it (new disk)"
 installed:
   description: SHA-256 of the installed C(config) and C(archive); null for a missing file.
   returned: always
@@ -237,6 +249,15 @@ def outlook(params: dict, running: dict | None, installed: dict) -> dict:
     return {"plan": plan._asdict(), "report": change_plan.report(status) if status else [], "taken": taken}
 
 
+def first_tier(path: str, running: dict | None) -> dict | None:
+    """Return ``first_tier`` of the module."""
+    try:
+        answer = client.ask(path, "healthy") if running else None
+    except client.AdminError:
+        return None
+    return {key: answer[key] for key in ("healthy", "reason", "sentence")} if answer else None
+
+
 def installed_config(path: str) -> config.Config | None:
     """Return the installed config, None if this version cannot read it."""
     try:
@@ -268,12 +289,13 @@ def main() -> None:
     if running is not None and not runtime_file.alive(running):
         running = None
     current, reason = compare(running, installed)
-    more = {}
+    more: dict = {}
     if module.params["new_config"] is not None:
         try:
             more = outlook(module.params, running, installed)
         except config.ConfigError as error:
             module.fail_json(msg=f"new_config: {error}")
+    more["first_tier"] = first_tier(module.params["socket"], running)
     module.exit_json(changed=False, running=running, installed=installed, current=current, reason=reason, **more)
 
 

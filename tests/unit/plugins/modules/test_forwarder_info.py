@@ -45,6 +45,14 @@ def test_matching_checksums_are_current(host, run, check_mode):
     assert result["reason"] == "the forwarder runs the installed config and archive"
 
 
+def test_the_first_tier_is_what_the_forwarder_answers(host, run, monkeypatch):
+    assert run(host)["first_tier"] is None, "nobody listens"
+    answer = {"healthy": False, "reason": "stopping", "sentence": "this proxy should not get clients: x"}
+    monkeypatch.setattr(forwarder_info.client, "ask", lambda path, op: {"ok": True, **answer})
+    assert run(host)["first_tier"] == answer
+    assert run({**host, "runtime_file": "/none"})["first_tier"] is None
+
+
 @pytest.mark.parametrize("name", ["config", "archive"])
 def test_a_newer_installed_file_is_reported(host, run, name):
     with open(host[name], "a", encoding="utf-8") as stream:

@@ -93,6 +93,29 @@ def test_an_old_generation_is_a_line_of_the_table_and_of_the_page(document, valu
     assert "\nl4proxy_drain_memory_ended_total 3\n" in metrics.render(found)
 
 
+TIER = {
+    "healthy": False,
+    "reason": "withdrawn",
+    "sentence": "this proxy should not get clients: x",
+    "withdrawn": {"since": "noon", "reason": "new disk"},
+    "addresses": {"web": {"198.18.0.100": True, "2001:db8::100": False}},
+}
+
+
+def test_the_first_tier_is_shown(document):
+    """The control is a document of version 0.1.0, and one of a healthy proxy."""
+    for tier, shown in (({}, False), (dict(TIER, healthy=True, withdrawn=None, addresses={}), False), (TIER, True)):
+        found = dict(document(), first_tier=tier)
+        for view in (cli_views.table(found), http_views.render(found)):
+            assert (TIER["sentence"] in view) == shown
+            assert ("withdrawn since noon: new disk" in view) == shown
+            assert ("virtual address web: 198.18.0.100 is here, 2001:db8::100 is not here" in view) == shown
+        text = metrics.render(found)
+        assert ("\nl4proxy_healthy 0\n" in text) == shown
+        assert ('\nl4proxy_unhealthy_reason{reason="withdrawn"} 1\n' in text) == bool(tier)
+        assert ('\nl4proxy_virtual_address_here{name="web",address="2001:db8::100"} 0\n' in text) == shown
+
+
 @pytest.mark.parametrize(("health", "flap_pause", "state"), [
     (shared_memory.UP, 5.0, "paused"),
     (shared_memory.UP, None, "up"),
