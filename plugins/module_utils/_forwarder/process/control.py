@@ -144,8 +144,9 @@ class Control:
     @staticmethod
     def _all_broken(region):
         """Return a sentence if health checks find every return path of all families broken."""
-        families = {family for _service, _backend, family in region.targets}
-        return [LOCAL_DELIVERY] if families and families == set(region.common_causes()) else []
+        broken = set(region.common_causes())
+        every = broken and broken >= {family for _service, _backend, family in region.targets}
+        return [LOCAL_DELIVERY] if every else []
 
     def promise(self):
         """Let this verdict hold for askers that get no answer, for the seconds that the next program needs to start."""
