@@ -78,7 +78,11 @@ def _holders(one: Mapping[str, Any], leaving: str, links: Mapping[str, Sequence[
 def _announced(
     addresses: Sequence[str], leaving: str, links: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Return families like those of a virtual IP, with the proxies that share a link with ``leaving``."""
+    """Return families like those of a virtual IP, with the proxies that share a link with ``leaving``.
+
+    The other proxies already have connections at these addresses. At a listener bound to one, nft does not tell them
+    from connections of ``leaving``, so there nothing is sent on.
+    """
     found = []
     for version in {ip_address(address).version for address in addresses}:
         for own, network in _on_links(links[leaving], version):
@@ -90,7 +94,7 @@ def _announced(
             }
             if peers:
                 mine = [address for address in addresses if ip_address(address).version == version]
-                found.append({"family": f"ipv{version}", "source": own, "peers": peers, "addresses": mine})
+                found.append({"family": f"ipv{version}", "source": own, "peers": peers, "addresses": mine, "bound": False})
                 break
     return found
 
@@ -182,8 +186,9 @@ def _send_on(
         ]
         for family in mine:
             to = f"dup to {family['source']} device {_device(name, family, links)} drop"
+            sent_on = [one for one in ports if family.get("bound", True) or ip_address(one[0]).is_unspecified]
             for address in family["addresses"]:
-                lines += _of_address(address, field, connection, ports, to)
+                lines += _of_address(address, field, connection, sent_on, to)
         lines += ["}", "}"]
     return lines
 

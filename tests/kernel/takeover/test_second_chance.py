@@ -148,22 +148,30 @@ ANNOUNCED = {"ipv4": "198.18.9.1", "ipv6": "2001:db8:9::1"}
 
 
 def test_streams_at_an_announced_address_go_on_when_its_route_changes(lab, family, monkeypatch):
-    """Both proxies have the address on lo, and the router chooses one of them."""
+    """Both proxies have the address on lo, and the router chooses one of them. Both have streams at it.
+
+    Those of the proxy that leaves go on at wildcard listeners; those of the other proxy go on everywhere.
+    """
     monkeypatch.setitem(VIRTUAL, family, ANNOUNCED[family])
     links = {name: json.loads(lab[name].run(["ip", "-json", "address"]).stdout) for name in ("a", "a2")}
     route = ["ip", f"-{family[-1]}", "route", "replace", f"{VIRTUAL[family]}/{BITS[family]}", "via"]
     for name in ("a", "a2"):
         lab[name].run(["ip", "address", "add", f"{VIRTUAL[family]}/{BITS[family]}", "dev", "lo"])
     try:
+        mine, others = (listeners(lab, name, family) for name in ("a", "a2"))
+        lab["router"].run([*route, address_of(lab["a2"], family)])
+        stay = connect(lab, family, others)
         lab["router"].run([*route, address_of(lab["a"], family)])
-        before = connect(lab, family, listeners(lab, "a", family))
+        before = connect(lab, family, mine)
         move = _second_chance.plan([], "a", links, services(family), 60, [VIRTUAL[family]])
         assert (move["keep"], move["quiet"]) == ("", "")
         lab["a2"].run(["nft", "-f", "-"], input=move["others"]["a2"])
         lab["router"].run([*route, address_of(lab["a2"], family)])
-        assert alive(connect(lab, family, listeners(lab, "a2", family))) == alive(before) == 3
+        assert alive(connect(lab, family, others)) == alive(stay) == 3
+        bound = before.pop(1)
+        assert alive(before) == 2
         lab["a2"].run(["nft", "flush", "ruleset"])
-        assert alive(before) == 0, "control"
+        assert alive([*before, bound]) == 0, "control"
     finally:
         for name in ("a", "a2"):
             lab[name].run(["ip", "address", "flush", "dev", "lo", "to", VIRTUAL[family]])
