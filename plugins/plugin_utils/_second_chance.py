@@ -94,7 +94,9 @@ def _announced(
             }
             if peers:
                 mine = [address for address in addresses if ip_address(address).version == version]
-                found.append({"family": f"ipv{version}", "source": own, "peers": peers, "addresses": mine, "bound": False})
+                found.append(
+                    {"family": f"ipv{version}", "source": own, "peers": peers, "addresses": mine, "bound": False}
+                )
                 break
     return found
 
