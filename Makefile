@@ -82,7 +82,7 @@ clean: ## Remove all that the targets created, images and containers included (r
 # Stages of both test and test-all; tests/run.sh explains the brackets. Stages with containers mostly wait, so stages that
 # compute and the kernel tests of routing run at the same time. The forwarder's kernel tests measure times, so nothing else
 # runs at the same time.
-STAGES := lint unit package [ molecule-operations molecule-first_tier / molecule-default molecule-strategies lab / docs units sanity importer pyroute2 ] kernel
+STAGES := lint unit package [ molecule-operations / molecule-default molecule-strategies lab / docs units sanity importer pyroute2 molecule-first_tier ] kernel
 
 test: ## Run all tests that a change must pass: half an hour; CI runs this (root)
 	@bash tests/run.sh $(STAGES) [ python-3.9 / python-3.13 ]

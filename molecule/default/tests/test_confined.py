@@ -105,8 +105,11 @@ def probe_host(lab):
 
 
 def test_the_forwarders_unit_permits_only_the_actions_it_needs(probe_host):
-    unit = probe_host.run(["cat", "/etc/systemd/system/l4proxy-forwarder.service"]).stdout
-    allowed, outcomes = try_everything(probe_host, START_LINES.sub("", unit))
+    path = "/etc/systemd/system/l4proxy-forwarder.service"
+    unit, drop_in = (probe_host.run(["cat", name]).stdout for name in (path, f"{path}.d/50-l4proxy-health.conf"))
+    more = drop_in.partition("[Service]\n")[2]
+    settings = START_LINES.sub("", unit.replace("[Service]\n", f"[Service]\n{more}"))
+    allowed, outcomes = try_everything(probe_host, settings)
     assert {action for action, outcome in outcomes.items() if outcome == "done"} == allowed, outcomes
     # Control: without the unit's confinement, every action succeeds.
     _allowed, unconfined = try_everything(probe_host, "[Service]\nLimitNOFILE=65536\nPrivateMounts=true\n")

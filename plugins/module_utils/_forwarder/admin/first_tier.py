@@ -25,7 +25,9 @@ from ..counters.agent_state import AgentWord
 from .snapshot import Process
 
 REASONS = ("not_serving", "stopping", "worker", "checker", "local_delivery", "listeners", "backends", "withdrawn")
-BLOCKED = 1.35  # seconds without a heartbeat of a process that is stopped or sleeps; see heartbeat.BEAT
+# Seconds without a heartbeat. An address has to leave within 2 s, and keepalived asks once a second.
+BLOCKED = 0.75  # of a process that is stopped or sleeps: one that is well sleeps at most heartbeat.BEAT
+MISSING = 1.35  # without a process, which a successor has normally replaced by then
 LONGEST_REASON = 200  # characters
 HEALTHY, UNHEALTHY = "this proxy should get clients", "this proxy should not get clients"
 _SERVING = "serving"  # of a Process
@@ -113,7 +115,7 @@ def _silence(facts, process, place, name):
         return f"{name} does not beat since {silent:.1f} s" if silent > limit else None
     beat = facts.beats[place] if place < len(facts.beats) else None
     silent = facts.live_for if beat is None else min(beat, facts.live_for)
-    return f"{name} is missing since {silent:.1f} s" if silent > BLOCKED else None
+    return f"{name} is missing since {silent:.1f} s" if silent > MISSING else None
 
 
 def _not_listening(facts, service):

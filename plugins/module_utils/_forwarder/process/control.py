@@ -114,19 +114,24 @@ class Control:
         if self._live[0] != live.number:
             self._live = (live.number, now)
         since = max(self._live[1], self._pool.heartbeats.since(now))
-        workers = [one for one in self._pool.processes(WORKER) if one.generation == live.number]
-        checkers = [one for one in self._pool.processes(CHECKER) if one.generation == live.number]
+
+        def processes(role):
+            return [one for one in self._pool.processes(role) if one.generation == live.number]
+
+        # The heartbeats are read again below: on a busy host, a process may beat and sleep after the first reading.
+        asleep = first_tier.asleep([*processes(WORKER), *processes(CHECKER)])
+        checkers = processes(CHECKER)
         beats = (live.region.beat(place) for place in range(live.slots + 1))
         return first_tier.Facts(
             generation=live.number,
             live_for=now - since,
             stopping=stopping,
             config=live.config,
-            workers=tuple(workers),
+            workers=tuple(processes(WORKER)),
             slots=live.slots,
             checker=checkers[0] if checkers else None,
             beats=tuple(None if beat is None else now - beat for beat in beats),
-            asleep=first_tier.asleep([*workers, *checkers]),
+            asleep=asleep,
             broken_delivery=(*self._delivery.faults(), *self._all_broken(live.region)),
             failed=listeners.failures(live.config, live.failed) if live.config else {},
             without_backend=self._without_backend(live, now) if backends else frozenset(),

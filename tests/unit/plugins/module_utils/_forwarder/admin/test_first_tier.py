@@ -106,12 +106,14 @@ def test_a_backend_counts_if_it_would_get_a_client():
 
 def test_only_silent_processes_that_sleep_are_asleep():
     stopped = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
-    os.kill(stopped, signal.SIGSTOP)
-    os.waitpid(stopped, os.WUNTRACED)
-    processes = [worker(os.getpid(), 0, 2, silent=9.0), worker(stopped, 1, 2, silent=9.0), worker(1, 2, 2, silent=1.0)]
-    assert first_tier.asleep(processes) == {stopped}
-    os.kill(stopped, signal.SIGKILL)
-    os.waitpid(stopped, 0)
+    try:
+        os.kill(stopped, signal.SIGSTOP)
+        os.waitpid(stopped, os.WUNTRACED)
+        silent = [worker(os.getpid(), 0, 2, silent=9.0), worker(stopped, 1, 2, silent=9.0), worker(1, 2, 2, silent=0.7)]
+        assert first_tier.asleep(silent) == {stopped}
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+        os.waitpid(stopped, 0)
 
 
 @pytest.mark.parametrize(
