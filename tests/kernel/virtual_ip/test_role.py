@@ -94,7 +94,10 @@ def play(host, tmp_path):
 
 
 def files(host):
-    return host.run(["find", "/etc/keepalived", "/etc/l4proxy", "/etc/keepalived-enabled", "-ls"], check=False).stdout
+    return host.run(
+        ["find", "/etc/keepalived", "/etc/l4proxy", "/etc/keepalived-enabled", "/etc/systemd/system", "-ls"],
+        check=False,
+    ).stdout
 
 
 def addresses(host):
@@ -115,7 +118,7 @@ def test_deploy_check_repeat_reload_and_remove(host, play):
     assert "+ virtual_router_id 105" in output
     assert play()[0] == 0
     assert sorted(addresses(host)) == VIRTUAL
-    assert commands(host) == ["enable", "start"]
+    assert sorted(commands(host)) == ["daemon-reload", "enable", "start"]
     assert play()[1] == 0
     assert commands(host) == []
     assert play("--check", virtual_ip_hold_time=20)[:2] == (0, 2)
@@ -128,7 +131,7 @@ def test_deploy_check_repeat_reload_and_remove(host, play):
     assert commands(host) == ["reload"]
     assert sorted(addresses(host)) == VIRTUAL
     assert play(virtual_ip_state="absent")[0] == 0
-    assert sorted(commands(host)) == ["disable", "stop"]
+    assert sorted(commands(host)) == ["daemon-reload", "disable", "stop"]
     assert (files(host).count("\n"), addresses(host)) == (fresh.count("\n"), [])
     assert play(virtual_ip_state="absent")[:2] == (0, 0)
 
