@@ -44,10 +44,11 @@ class Frr:
 
     def __init__(self, host, text: str):
         self.host, self.text = host, text
-        self.directory = Path(tempfile.mkdtemp(prefix=f"first-tier-{host.name}-"))
+        self.directory: Path
         self._processes: list = []
 
     def start(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix=f"first-tier-{self.host.name}-"))
         path = self.directory / "frr.conf"
         path.write_text(self.text, encoding="ascii")
         (self.directory / "empty").touch()
