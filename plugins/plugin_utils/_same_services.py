@@ -105,8 +105,8 @@ def _virtual_ips(proxies: Iterable[str], inventory: Hosts) -> Iterable[str]:
                 {key: each for key, each in one.items() if key != "interface"} if isinstance(one, dict) else one
                 for one in entries
             ]
+    first = next(iter(by_host), "")
     for host, value in by_host.items():
-        first = next(iter(by_host))
         difference = _first_difference(VIRTUAL_IPS, by_host[first], value)
         if difference:
             path, here, there = difference

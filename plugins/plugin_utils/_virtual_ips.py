@@ -301,10 +301,11 @@ def _stored(fleet: Fleet, name: str, one: VirtualIp, version: int) -> HostAddres
 
 def _vrid_clashes(found: Sequence[VirtualIp], links: Links) -> Iterator[str]:
     users: dict[tuple[int, Any], VirtualIp] = {}
+    named = {one.name: one for one in found}
     for (_name, title, _version), link in links.items():
         if link.prefix is None:
             continue
-        one = next(one for one in found if one.name == title)
+        one = named[title]
         other = users.setdefault((one.vrid, ip_network((link.address, link.prefix), strict=False)), one)
         if other is not one:
             yield f"{one.path}.vrid: {one.vrid} is also the vrid of {other.name} on the same link; set another one"

@@ -30,7 +30,7 @@ package:
 packaged:
 \t@[ "$$L4PROXY_TEST_PACKAGE" = built ]
 unstable:
-	@echo 'unstable: test_of_$@' >>"$$L4PROXY_TEST_UNSTABLE"
+\t@echo 'unstable: test_of_$@' >>"$$L4PROXY_TEST_UNSTABLE"
 slow: # until another stage has failed
 \t@until grep -q FAILED .build/stages/results; do sleep 0.01; done
 """

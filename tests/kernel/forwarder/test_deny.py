@@ -263,7 +263,10 @@ def test_files_are_read_anew_and_a_bad_one_keeps_its_list(lab, session, protocol
     other.write_text("198.18.128.8/29\n", encoding="ascii")
     served = document(lab, [SEPARATE], deny_files=[str(good), str(other)], never_ban=["198.18.128.9"])
     with Forwarder(lab, served) as forwarder:
-        refused = lambda: [number for number in (5, 6, 8, 9, 15, 16) if is_refused(session, number, SEPARATE)]  # noqa: E731
+
+        def refused():
+            return [number for number in (5, 6, 8, 9, 15, 16) if is_refused(session, number, SEPARATE)]
+
         assert refused() == [5, 8, 15]
         open_session = session(6, SEPARATE)
         for text, error in (

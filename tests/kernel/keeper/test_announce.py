@@ -101,7 +101,9 @@ def here(router, family: str) -> bool:
 
 
 def arrive(router) -> None:
-    show = lambda: router.ask("show bgp ipv4 unicast summary") + router.proxy.ask("show bgp ipv4 unicast")  # noqa: E731
+    def show():
+        return router.ask("show bgp ipv4 unicast summary") + router.proxy.ask("show bgp ipv4 unicast")
+
     eventually(lambda: all(here(router, family) for family in FAMILIES), "the router has both addresses", show)
 
 

@@ -198,7 +198,7 @@ def test_an_identical_rule_of_another_owner_is_refused(lab, b):
     b.run(["ip", "rule", "add", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
     before = routing.listing(b)
     with pytest.raises(errors.Refused, match=r"rule priority 1100 already has these selectors.*\(proto 150\)"):
-        lab.engine.apply(b, {**document(lab), "owner": "by_hand", "protocol": 205})
+        lab.engine.apply(b, {**document(lab), "owner": "by_hand", "protocol": 206})
     assert routing.listing(b) == before
     b.run(["ip", "rule", "del", "priority", "1100", "fwmark", "11/255", "lookup", "20999", "protocol", "150"])
 

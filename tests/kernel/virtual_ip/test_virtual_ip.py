@@ -81,7 +81,7 @@ def keepalived(lab, *entries, **options):
     try:
         for name in ("a", "a2"):
             started.append(Proxy(lab, name, *(entries or [WEB_IP]), **options))
-            eventually(started[0].holds_all, explain=lambda: started[0].process.log.read_text())
+            eventually(started[0].holds_all, explain=started[0].process.log.read_text)
         eventually(lambda: started[1].entered("BACKUP"))
         yield started
     finally:
