@@ -141,6 +141,7 @@ def test_an_address_moves_on_purpose(lab, play, fleet):
     assert traces(lab) == HEALTHY
 
 
+@pytest.mark.slow
 def test_an_upgrade_of_both_proxies_breaks_nothing(lab, play, fleet, scratch):
     newer = earlier.newer(scratch / "newer")
     with clients(fleet):
@@ -151,6 +152,7 @@ def test_an_upgrade_of_both_proxies_breaks_nothing(lab, play, fleet, scratch):
     assert traces(lab) == HEALTHY
 
 
+@pytest.mark.slow
 def test_a_failed_update_leaves_the_proxy_withdrawn_and_all_ready_puts_it_back(lab, play, tmp_path):
     tasks = tmp_path / "update.yml"
     tasks.write_text('[{"ansible.builtin.fail": {"msg": "no power"}}]', encoding="utf-8")
