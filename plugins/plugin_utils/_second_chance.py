@@ -114,8 +114,9 @@ def _on_links(links: Sequence[Mapping[str, Any]], version: int) -> list[tuple[st
 
 def _on_lo(family: Mapping[str, Any], seconds: int) -> str:
     bits = 32 if family["family"] == "ipv4" else 128
-    # Not preferred: nothing chooses it as the source of a new connection.
-    lives = f"scope host valid_lft {seconds} preferred_lft 0"
+    # Not preferred: nothing chooses it as the source of a new connection. Without a route of its prefix: the kernel
+    # keeps the one of an IPv6 address with a lifetime when the address has gone.
+    lives = f"scope host valid_lft {seconds} preferred_lft 0 noprefixroute"
     return "\n".join(f"address replace {address}/{bits} dev lo {lives}" for address in family["addresses"])
 
 

@@ -65,7 +65,10 @@ def holders(lab):
 
 def traces(lab):
     """What a window leaves behind."""
-    script = "nft list tables | grep second_chance; ip -oneline address show dev lo dynamic; l4proxy healthy"
+    left = (
+        "nft list tables | grep second_chance; ip -o address show dev lo dynamic; ip -6 route show dev lo | grep ::100"
+    )
+    script = f"{left}; l4proxy healthy"
     return {name: lab[name].run(["sh", "-c", script], check=False).stdout for name in PROXIES}
 
 
