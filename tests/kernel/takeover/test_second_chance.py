@@ -141,6 +141,7 @@ def test_a_window_ends_by_itself(lab, family, fleet):
     move(lab, family)
     assert alive(before) == 3
     eventually(lambda: VIRTUAL[family] not in lab["a"].run(["ip", "address", "show", "dev", "lo"]).stdout)
+    assert VIRTUAL[family] not in lab["a"].run(["ip", f"-{family[-1]}", "route", "show", "dev", "lo"]).stdout
     eventually(lambda: alive(before) == 0)
 
 
