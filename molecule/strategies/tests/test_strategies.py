@@ -93,7 +93,9 @@ class Stream:
         self.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         answer = b""
         while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer or answer.endswith(b"\r\n\r\n"):
-            answer += self.socket.recv(4096)
+            part = self.socket.recv(4096)
+            assert part, "the connection has ended"
+            answer += part
         return answer.rpartition(b"\r\n\r\n")[2].decode().strip()
 
 

@@ -220,7 +220,9 @@ def test_send_proxy_sends_the_clients_address_to_the_backend(lab, forwarder, lis
         client.sendall(b"hello")
         data = b""
         while not data.endswith(b"hello"):
-            data += server.recv(1000)
+            part = server.recv(1000)
+            assert part, data
+            data += part
         found = proxy_protocol.parse(data)
         assert data[found.length :] == b"hello"
         assert (found.source, found.source_port) == client.getsockname()[:2]
