@@ -100,6 +100,7 @@ def with_path(hosts):
 # The host where the examples of a plugin run, and their preparation. Without an entry: on a, unprepared.
 SCENES = {
     "forwarder_backend#module": ("a", with_forwarder),
+    "forwarder_deny#module": ("a", with_forwarder),
     "forwarder_info#module": ("a", with_forwarder),
     "forwarder_session#module": ("a", with_forwarder),
     "handshake_probe#module": ("a", with_path),
