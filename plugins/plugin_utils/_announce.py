@@ -18,7 +18,11 @@ from ansible_collections.trueip.l4proxy.plugins.plugin_utils._fleet import Fleet
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._marks_and_tables import FAMILY
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._same_services import VIRTUAL_IPS
 from ansible_collections.trueip.l4proxy.plugins.plugin_utils._state_document import state_document
-from ansible_collections.trueip.l4proxy.plugins.plugin_utils._virtual_ips import virtual_addresses
+from ansible_collections.trueip.l4proxy.plugins.plugin_utils._virtual_ips import (
+    key_faults,
+    parsed,
+    virtual_addresses,
+)
 
 VARIABLE = "l4proxy_announce"
 FRR, NONE = ENGINES = ("frr", "none")
@@ -96,26 +100,22 @@ def _faults(value: Any) -> Iterator[str]:
         return
     engine = value.get("engine", FRR)
     required = ("addresses", "asn", "peers") if engine == FRR else ("addresses",)
-    yield from _keys(VARIABLE, value, KEYS, required)
+    yield from key_faults(VARIABLE, value, KEYS, required)
     yield from _each("addresses", value, _address_fault)
     yield from _each("communities", value, _community_fault)
     if engine not in ENGINES:
         yield f"{VARIABLE}.engine: {engine!r} must be {FRR}, or {NONE} if another tool announces the addresses"
     if "asn" in value:
         yield from _asn_faults(f"{VARIABLE}.asn", value["asn"])
-    if "router_id" in value and not (isinstance(value["router_id"], str) and _address(value["router_id"], 4)):
-        yield f"{VARIABLE}.router_id: {value['router_id']!r} must be written as an IPv4 address"
+    router_id = value.get("router_id", "0.0.0.1")
+    if not (isinstance(router_id, str) and isinstance(parsed(router_id), IPv4Address)):
+        yield f"{VARIABLE}.router_id: {router_id!r} must be written as an IPv4 address"
     peers = value.get("peers", ())
     if not isinstance(peers, Sequence) or isinstance(peers, str) or (engine == FRR and "peers" in value and not peers):
         yield f"{VARIABLE}.peers: must be a list of the routers, each with address and asn"
         return
     for number, peer in enumerate(peers):
         yield from _entry_faults(f"{VARIABLE}.peers[{number}]", peer)
-
-
-def _keys(path: str, value: Mapping[str, Any], known: Sequence[str], required: Sequence[str]) -> Iterator[str]:
-    yield from (f"{path}.{key}: unknown key; the keys are {', '.join(known)}" for key in value if key not in known)
-    yield from (f"{path}.{key}: is missing" for key in required if key not in value)
 
 
 def _each(key: str, value: Mapping[str, Any], fault: Callable[[Any], str | None]) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _each(key: str, value: Mapping[str, Any], fault: Callable[[Any], str | None]
     seen: list[Any] = []
     for number, entry in enumerate(entries):
         why = fault(entry)
-        same = _address(entry) or entry
+        same = parsed(entry) or entry
         if not why and same in seen:
             why = f"{entry} is listed twice; remove one"
         seen.append(same)
@@ -135,16 +135,8 @@ def _each(key: str, value: Mapping[str, Any], fault: Callable[[Any], str | None]
             yield f"{VARIABLE}.{key}[{number}]: {why}"
 
 
-def _address(value: Any, version: int | None = None) -> Address | None:
-    try:
-        address = ip_address(str(value))
-    except ValueError:
-        return None
-    return address if version in (None, address.version) else None
-
-
 def _address_fault(value: Any) -> str | None:
-    address = _address(value)
+    address = parsed(value)
     if address is None:
         return f"{value!r} is not an IP address; write it without a prefix length"
     if not usable(HostAddress(address)) or address.is_unspecified:
@@ -168,7 +160,7 @@ def _entry_faults(path: str, peer: Any) -> Iterator[str]:
     if not isinstance(peer, Mapping):
         yield f"{path}: must be a dictionary with address and asn"
         return
-    yield from _keys(path, peer, PEER_KEYS, ("address", "asn"))
+    yield from key_faults(path, peer, PEER_KEYS, ("address", "asn"))
     why = _address_fault(peer["address"]) if "address" in peer else None
     if why:
         yield f"{path}.address: {why}"
@@ -234,7 +226,7 @@ def _must_be_near(peer: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
 
 
 def _warnings(fleet: Fleet, proxy: str, addresses: Sequence[Address]) -> Iterator[str]:
-    listening = [_address(host) for service in fleet.services_of_proxy(proxy) for host, _port in service.listen]
+    listening = [parsed(host) for service in fleet.services_of_proxy(proxy) for host, _port in service.listen]
     for address in addresses:
         wildcard = ip_address("0.0.0.0" if address.version == 4 else "::")
         if address not in listening and wildcard not in listening:

@@ -122,8 +122,7 @@ def _faults(fleet: Fleet, path: str, entry: Any) -> Iterator[str]:
     if not isinstance(entry, Mapping):
         yield f"{path}: must be a dictionary with {', '.join(REQUIRED)}"
         return
-    yield from (f"{path}.{key}: unknown key; the keys are {', '.join(KEYS)}" for key in entry if key not in KEYS)
-    yield from (f"{path}.{key}: is missing" for key in REQUIRED if key not in entry)
+    yield from key_faults(path, entry, KEYS, REQUIRED)
     if "addresses" in entry:
         yield from (f"{path}.addresses: {fault}" for fault in _address_faults(entry["addresses"]))
     if "proxies" in entry:
@@ -131,6 +130,12 @@ def _faults(fleet: Fleet, path: str, entry: Any) -> Iterator[str]:
     for key, (valid, rule) in VALUES.items():
         if key in entry and not valid(entry[key]):
             yield f"{path}.{key}: {entry[key]!r} {rule}"
+
+
+def key_faults(path: str, value: Mapping[str, Any], known: Sequence[str], required: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each key that is unknown or missing."""
+    yield from (f"{path}.{key}: unknown key; the keys are {', '.join(known)}" for key in value if key not in known)
+    yield from (f"{path}.{key}: is missing" for key in required if key not in value)
 
 
 def _is_advert(value: Any) -> bool:
@@ -162,18 +167,18 @@ def _address_faults(value: Any) -> Iterator[str]:
         yield "must be a list of IP addresses"
         return
     for number, one in enumerate(value):
-        try:
-            address = ip_address(str(one))
-        except ValueError:
+        address = parsed(one)
+        if address is None:
             yield f"{one!r} is not an IP address; write it without a prefix length"
             continue
         if not usable(HostAddress(address)) or address.is_unspecified:
             yield f"{address} is not an address that clients of other links can reach; use another one"
-        if address in [_parsed(other) for other in value[:number]]:
+        if address in [parsed(other) for other in value[:number]]:
             yield f"{address} is listed twice; remove one"
 
 
-def _parsed(value: Any) -> Address | None:
+def parsed(value: Any) -> Address | None:
+    """Return the address that a value of the inventory is, None if it is none."""
     try:
         return ip_address(str(value))
     except ValueError:

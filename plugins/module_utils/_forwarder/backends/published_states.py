@@ -67,7 +67,7 @@ class PublishedStates:
         if states == self._published and not lost:
             return
         try:
-            _write(self._path, states)
+            write(self._path, {"schema": SCHEMA, "services": states})
         except OSError as error:
             self._due = now + RETRY
             if not self._failed:
@@ -157,12 +157,12 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _write(path: str, services: dict[str, Any]) -> None:
-    """Replace the file, readable by all. Raise OSError."""
+def write(path: str, document: dict[str, Any]) -> None:
+    """Replace a file that the keeper reads, readable by all. Raise OSError."""
     temporary = f"{path}.{os.getpid()}.new"
     try:
         with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump({"schema": SCHEMA, "services": services}, stream)
+            json.dump(document, stream)
             os.fchmod(stream.fileno(), 0o644)
         os.replace(temporary, path)
     except OSError:

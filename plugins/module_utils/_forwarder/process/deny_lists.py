@@ -118,9 +118,12 @@ class DenyLists:
 
     def adopt(self, records: list[list[Any]]):
         """Take over the records() of a state file."""
+        self._restore(records)
+        self._publish_bans()
+
+    def _restore(self, records):
         for service, network, expires, reason, since in records:
             self.bans[key_of(service, network)] = Ban(expires or FOREVER, reason, since)
-        self._publish_bans()
 
     def _forget_expired(self):
         now = time.time()
@@ -179,7 +182,7 @@ class DenyLists:
         found, too_long = kernel_bans.document(self.tables, holes) if in_kernel else ({}, [])
         path = os.path.join(runtime_file.directory(), kernel_bans.NAME)
         try:
-            kernel_bans.write(path, json.dumps(found) if found else "")
+            kernel_bans.write(path, found)
         except OSError as error:
             if self._published != FAILED_STATE:
                 self._loop.log.event("bans not published", level="error", reason=str(error))
@@ -216,8 +219,7 @@ class DenyLists:
             os.set_inheritable(number, False)
         self._read = {path: tuple(found) for path, found in state.get("read", {}).items()}
         self._seen = dict(self._read)
-        for service, network, expires, reason, since in state.get("bans", ()):
-            self.bans[key_of(service, network)] = Ban(expires or FOREVER, reason, since)
+        self._restore(state.get("bans", ()))
 
     # -- files -----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..admission.deny_table import BITS, FOREVER, Table
+from ..backends import published_states
 
 SCHEMA = 1
 NAME = "denied.json"  # in the runtime directory
@@ -63,14 +64,10 @@ def _without(found: Iterable[tuple[int, int, int]], holes: list[tuple[int, int]]
             yield start, last, end
 
 
-def write(path: str, text: str) -> None:
-    """Replace the file, readable by all; an empty text removes it. Raise OSError."""
-    if not text:
+def write(path: str, found: dict[str, Any]) -> None:
+    """Replace the file by a document(); an empty one removes it. Raise OSError."""
+    if found:
+        published_states.write(path, found)
+    else:
         with suppress(FileNotFoundError):
             os.unlink(path)
-        return
-    temporary = f"{path}.{os.getpid()}.new"
-    with open(temporary, "w", encoding="ascii") as stream:
-        stream.write(text)
-        os.fchmod(stream.fileno(), 0o644)
-    os.replace(temporary, path)

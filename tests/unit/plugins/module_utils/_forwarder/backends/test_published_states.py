@@ -160,7 +160,7 @@ def test_a_broken_file_is_replaced(publish, tmp_path, text):
 def test_a_file_that_is_gone_or_replaced_is_written_again(publish):
     published = publish(kernel(B))
     published.set(0, health=UP)
-    for spoil in (os.unlink, lambda path: published_states._write(path, {"web": {"b0": "down"}})):
+    for spoil in (os.unlink, lambda path: published_states.write(path, {"services": {"web": {"b0": "down"}}})):
         spoil(published.path)
         published.states.publish(NOW + published_states.LOOK / 2)
         published.states.publish(NOW + published_states.LOOK)
